@@ -1,0 +1,172 @@
+"""gpt-oss as Hugging Face's config.json describes it, and the same in Megatron's terms. Nothing here imports NeMo."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from errors import ConfigurationError
+
+MODEL_TYPE = "gpt_oss"
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@dataclass(frozen=True)
+class GptOssConfig:
+    """Every shape and number of one gpt-oss model; `raw` is config.json as it was read."""
+
+    num_layers: int
+    num_experts: int
+    hidden_size: int
+    ffn_size: int
+    vocab_size: int
+    num_heads: int
+    num_groups: int
+    head_dim: int
+    experts_per_token: int
+    sliding_window: int
+    layer_types: tuple[str, ...]
+    rms_norm_eps: float
+    rope_theta: float
+    yarn_factor: float
+    yarn_original_positions: int
+    yarn_beta_fast: float
+    yarn_beta_slow: float
+    yarn_truncate: bool
+    max_positions: int
+    swiglu_limit: float
+    raw: dict[str, Any]
+
+    @classmethod
+    def from_file(cls, path: Path) -> GptOssConfig:
+        """Read `config.json`, or the one in the folder `path`.
+
+        Raises:
+            ConfigurationError: no such file, not JSON, another model type, or a field is missing or impossible.
+        """
+        file = path / "config.json" if path.is_dir() else path
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigurationError(f"{file} is missing: name a folder that holds a gpt-oss checkpoint.") from None
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{file} cannot be read as JSON ({error}): fetch the model again.") from None
+        if not isinstance(raw, dict):
+            raise ConfigurationError(f"{file} holds no JSON object: fetch the model again.")
+        return cls.from_dict(raw, str(file))
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], name: str = "config.json") -> GptOssConfig:
+        """Read a parsed config.json; `name` is what errors call it.
+
+        Raises:
+            ConfigurationError: another model type, or a field is missing or impossible.
+        """
+        if raw.get("model_type") != MODEL_TYPE:
+            kind = raw.get("model_type")
+            raise ConfigurationError(f"{name} has model_type {kind!r}: only {MODEL_TYPE!r} models are supported.")
+        try:
+            config = cls._read(raw)
+        except KeyError as error:
+            raise ConfigurationError(f"{name} has no field {error.args[0]!r}: fetch the model again.") from None
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"{name} holds a field of the wrong kind ({error}).") from None
+        for problem in config._problems():
+            raise ConfigurationError(f"{name} cannot be a gpt-oss model: {problem}.")
+        return config
+
+    @classmethod
+    def _read(cls, raw: dict[str, Any]) -> GptOssConfig:
+        # transformers 5 writes rope_parameters (rope_theta inside); before, rope_scaling with rope_theta beside it.
+        rope = raw.get("rope_parameters") or raw["rope_scaling"]
+        layers = int(raw["num_hidden_layers"])
+        types = raw.get("layer_types") or [(SLIDING, FULL)[i % 2] for i in range(layers)]
+        return cls(
+            num_layers=layers,
+            num_experts=int(raw["num_local_experts"]),
+            hidden_size=int(raw["hidden_size"]),
+            ffn_size=int(raw["intermediate_size"]),
+            vocab_size=int(raw["vocab_size"]),
+            num_heads=int(raw["num_attention_heads"]),
+            num_groups=int(raw["num_key_value_heads"]),
+            head_dim=int(raw["head_dim"]),
+            experts_per_token=int(raw["num_experts_per_tok"]),
+            sliding_window=int(raw["sliding_window"]),
+            layer_types=tuple(types),
+            rms_norm_eps=float(raw["rms_norm_eps"]),
+            rope_theta=float(rope["rope_theta"] if "rope_theta" in rope else raw["rope_theta"]),
+            yarn_factor=float(rope["factor"]),
+            yarn_original_positions=int(rope["original_max_position_embeddings"]),
+            yarn_beta_fast=float(rope["beta_fast"]),
+            yarn_beta_slow=float(rope["beta_slow"]),
+            yarn_truncate=bool(rope.get("truncate", True)),
+            max_positions=int(raw["max_position_embeddings"]),
+            swiglu_limit=float(raw.get("swiglu_limit", 7.0)),
+            raw=raw,
+        )
+
+    def _problems(self) -> list[str]:
+        sizes = (self.num_layers, self.num_experts, self.hidden_size, self.ffn_size, self.vocab_size, self.num_heads)
+        sizes += (self.num_groups, self.head_dim, self.experts_per_token, self.sliding_window)
+        found = []
+        if min(sizes) < 1:
+            found.append("a size is below 1")
+        elif self.num_heads % self.num_groups:
+            found.append(f"{self.num_heads} heads do not divide into {self.num_groups} groups")
+        if self.experts_per_token > self.num_experts:
+            found.append(f"{self.experts_per_token} experts a token of {self.num_experts} experts")
+        if len(self.layer_types) != self.num_layers or set(self.layer_types) - {SLIDING, FULL}:
+            found.append(f"layer_types must name {SLIDING} or {FULL} for each of {self.num_layers} layers")
+        if self.raw.get("tie_word_embeddings"):
+            found.append("tie_word_embeddings is set")
+        rope = self.raw.get("rope_parameters") or self.raw["rope_scaling"]
+        if rope.get("rope_type", "yarn") != "yarn":
+            found.append(f"rope_type is {rope['rope_type']!r}, not 'yarn'")
+        return found
+
+    @cached_property
+    def qkv_size(self) -> int:
+        """Rows of the fused query, key and value projection: (heads + 2·groups)·head_dim."""
+        return (self.num_heads + 2 * self.num_groups) * self.head_dim
+
+    @cached_property
+    def attention_size(self) -> int:
+        """Width of the attention output: heads·head_dim."""
+        return self.num_heads * self.head_dim
+
+
+def megatron_arguments(config: GptOssConfig) -> dict[str, Any]:
+    """Arguments of NeMo's `GPTOSSConfig` that make Megatron compute what transformers computes; JSON can carry them.
+
+    Upstream's own values are wrong in two of them (nemo_toolkit 2.7.3, megatron-core 0.15.3; both are measured by
+    tests/modeling/test_parity.py): `window_size=(128, 0)` attends to 129 tokens, and `yarn_mscale_all_dim=1.0` cancels
+    YaRN's attention factor 0.1·ln(factor) + 1, which transformers applies to cos and sin. The third wrong default,
+    `activation_func`, is a function: `modeling.model_config` sets it.
+    """
+    return {
+        "num_layers": config.num_layers,
+        "num_moe_experts": config.num_experts,
+        "hidden_size": config.hidden_size,
+        "ffn_hidden_size": config.ffn_size,
+        "moe_ffn_hidden_size": config.ffn_size,
+        "vocab_size": config.vocab_size,
+        "num_attention_heads": config.num_heads,
+        "num_query_groups": config.num_groups,
+        "kv_channels": config.head_dim,
+        "moe_router_topk": config.experts_per_token,
+        "window_size": (config.sliding_window - 1, 0),
+        "window_attn_skip_freq": [int(kind == SLIDING) for kind in config.layer_types],
+        "layernorm_epsilon": config.rms_norm_eps,
+        "rotary_base": config.rope_theta,
+        "yarn_rotary_scaling_factor": config.yarn_factor,
+        "yarn_original_max_position_embeddings": config.yarn_original_positions,
+        "yarn_beta_fast": config.yarn_beta_fast,
+        "yarn_beta_slow": config.yarn_beta_slow,
+        "yarn_correction_range_round_to_int": config.yarn_truncate,
+        "yarn_mscale": 1.0,
+        "yarn_mscale_all_dim": 0.0,
+        "activation_func_clamp_value": config.swiglu_limit,
+    }

@@ -1,0 +1,47 @@
+"""NeMo's configuration of a gpt-oss model, for the GPU with Transformer Engine or for the CPU backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.fusions.fused_bias_geglu import quick_gelu
+from nemo.collections.llm import GPTOSSConfig
+
+from modeling.hf_config import GptOssConfig, megatron_arguments
+from modeling.layer_spec import local_block_spec
+
+# Kernels and code paths that need a GPU; the mathematics is the same without them.
+_WITHOUT_GPU: dict[str, Any] = {
+    "transformer_layer_spec": local_block_spec,
+    "use_cpu_initialization": True,
+    "moe_grouped_gemm": False,
+    "moe_permute_fusion": False,
+    "masked_softmax_fusion": False,
+    "gradient_accumulation_fusion": False,
+    "apply_rope_fusion": False,
+    "cross_entropy_loss_fusion": False,
+}
+
+
+def nemo_config(
+    config: GptOssConfig, *, seq_length: int, dtype: torch.dtype = torch.bfloat16, **overrides: Any
+) -> GPTOSSConfig:
+    """The NeMo configuration that computes what transformers computes for the same config.json.
+
+    Args:
+        seq_length: longest sequence that the model will see, in tokens.
+        dtype: of parameters and of the residual stream.
+        overrides: any field of NeMo's `GPTOSSConfig`, last word.
+    """
+    arguments: dict[str, Any] = megatron_arguments(config)
+    # NeMo 2.7.3 takes megatron.core.activations.quick_gelu, which GPTOSSConfig.__post_init__ itself refuses.
+    arguments["activation_func"] = quick_gelu
+    # With the fusion, megatron-core 0.15.3 clamps before the bias is added (fused_bias_geglu.py:424): logits off by 9e-3.
+    arguments["bias_activation_fusion"] = False
+    arguments["seq_length"] = seq_length
+    arguments["bf16"] = dtype == torch.bfloat16
+    arguments["params_dtype"] = arguments["pipeline_dtype"] = arguments["autocast_dtype"] = dtype
+    if not torch.cuda.is_available():
+        arguments |= _WITHOUT_GPU
+    return GPTOSSConfig(**(arguments | overrides))
