@@ -54,17 +54,20 @@ def _digest(file: Any) -> str:
     return digest.hexdigest()
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder, or None where there is no readable one."""
+def read_manifest(folder: Path, file: Path | None = None) -> Manifest | None:
+    """The manifest of a folder (or the one kept in `file`), or None where there is no readable one."""
     try:
-        return Manifest(**json.loads((folder / MANIFEST).read_text()))
+        return Manifest(**json.loads((file or folder / MANIFEST).read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def is_current(folder: Path, wanted: str) -> bool:
-    """Whether `folder` is whole (every file of its manifest is there, at its size) and was made from `wanted`."""
-    manifest = read_manifest(folder)
+def is_current(folder: Path, wanted: str, file: Path | None = None) -> bool:
+    """Whether `folder` is whole (every file of its manifest is there, at its size) and was made from `wanted`.
+
+    `file` names a manifest that is kept elsewhere than in the folder.
+    """
+    manifest = read_manifest(folder, file)
     if manifest is None or manifest.fingerprint != wanted:
         return False
     return all(_size(folder / name) == size for name, size in manifest.files.items())
@@ -78,7 +81,11 @@ def _size(path: Path) -> int:
 
 
 def write_manifest(
-    folder: Path, kind: str, inputs: Mapping[str, Any], details: Mapping[str, Any] | None = None
+    folder: Path,
+    kind: str,
+    inputs: Mapping[str, Any],
+    details: Mapping[str, Any] | None = None,
+    file: Path | None = None,
 ) -> Manifest:
     """Write the manifest of a finished folder, as its last file.
 
@@ -86,6 +93,7 @@ def write_manifest(
         kind: what the folder is, such as "prepared-tickets" or "nemo-checkpoint".
         inputs: everything that decides the content (options, hashes of sources, versions); its hash is the fingerprint.
         details: figures worth keeping that decide nothing (seconds, counts).
+        file: where to keep the manifest, if not in the folder.
     """
     files = {
         str(path.relative_to(folder)): path.stat().st_size
@@ -94,7 +102,9 @@ def write_manifest(
     }
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     manifest = Manifest(kind, fingerprint(inputs), dict(inputs), files, created, dict(details or {}))
-    write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1, ensure_ascii=False, default=str) + "\n")
+    write_text(
+        file or folder / MANIFEST, json.dumps(asdict(manifest), indent=1, ensure_ascii=False, default=str) + "\n"
+    )
     return manifest
 
 

@@ -1,0 +1,171 @@
+"""Load a NeMo checkpoint, with or without an adapter, into a bare Megatron model and get logits from it.
+
+No trainer, no optimizer: what evaluation and parity checks need, at any TP × EP × PP layout. Importing this module
+activates the CPU backend where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modeling import cpu_backend
+
+ON_CPU = cpu_backend.activate()  # before NeMo and Megatron-core load: they look for CUDA then
+
+from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
+from megatron.core.dist_checkpointing.validation import StrictHandling  # noqa: E402
+from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region  # noqa: E402
+from nemo.collections.llm.fn.base import walk  # noqa: E402
+
+from errors import CheckpointError  # noqa: E402
+from modeling.hf_config import GptOssConfig  # noqa: E402
+from modeling.model_config import nemo_config  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ranks along each axis of model parallelism; data parallelism takes the rest of the world."""
+
+    tensor: int = 1
+    expert: int = 1
+    pipeline: int = 1
+
+
+def initialize(layout: Layout = Layout(), seed: int = 1234) -> None:
+    """Start torch.distributed (from torchrun's environment, or alone) and Megatron's process groups."""
+    if not torch.distributed.is_initialized():
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in alone.items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        if not ON_CPU:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.distributed.init_process_group("gloo" if ON_CPU else "nccl")
+    torch.manual_seed(seed)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=1,
+    )
+
+
+def shutdown() -> None:
+    """Leave the process groups; another `initialize` may follow."""
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()
+
+
+def build_model(config: GptOssConfig, *, seq_length: int, dtype: torch.dtype, **overrides: Any) -> torch.nn.Module:
+    """This rank's part of the model, in evaluation mode, weights not loaded.
+
+    Raises:
+        RuntimeError: `initialize` was not called.
+    """
+    arguments: dict[str, Any] = {
+        "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
+        "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
+        "expert_model_parallel_size": parallel_state.get_expert_model_parallel_world_size(),
+        "expert_tensor_parallel_size": 1,
+    }
+    arguments["sequence_parallel"] = arguments["tensor_model_parallel_size"] > 1
+    model = nemo_config(config, seq_length=seq_length, dtype=dtype, **(arguments | overrides))
+    return model.configure_model(tokenizer=None).to(dtype).eval()
+
+
+def load_weights(model: torch.nn.Module, checkpoint: Path) -> None:
+    """Fill the model from a NeMo checkpoint, whatever layout it was saved at.
+
+    Raises:
+        CheckpointError: a weight is missing in the checkpoint.
+    """
+    _load(model, checkpoint, lambda name: True)
+
+
+def load_adapter(model: torch.nn.Module, peft: Callable[..., Any], checkpoint: Path) -> None:
+    """Put a PEFT transform's adapters into the model and fill them from an adapter checkpoint.
+
+    Raises:
+        CheckpointError: an adapter weight is missing in the checkpoint.
+    """
+    walk(model, peft.transform)  # type: ignore[attr-defined]
+    model.eval()
+    _load(model, checkpoint, lambda name: ".adapter." in name)
+
+
+def _load(model: torch.nn.Module, checkpoint: Path, wanted: Callable[[str], bool]) -> None:
+    sharded = {name: value for name, value in model.sharded_state_dict(prefix="module.").items() if wanted(name)}  # type: ignore[operator]
+    # Transformer Engine's extra state holds FP8 scales: nothing that inference in bf16 or fp32 reads.
+    sharded = {name: value for name, value in sharded.items() if "_extra_state" not in name}
+    weights = checkpoint / "weights"
+    try:
+        # Strict about what the model wants; a checkpoint may hold more (optimizer state, Transformer Engine's).
+        loaded = dist_checkpointing.load(sharded, str(weights), strict=StrictHandling.RAISE_UNEXPECTED)
+    except (dist_checkpointing.core.CheckpointingException, FileNotFoundError, KeyError) as error:
+        raise CheckpointError(f"{weights} does not hold this model ({str(error)[:300]}): import it again.") from error
+    state = {name.removeprefix("module."): value for name, value in loaded.items()}
+    missing = [name for name in model.load_state_dict(state, strict=False).missing_keys if wanted(name)]
+    missing = [name for name in missing if "_extra_state" not in name and ("adapter" in name) == wanted(".adapter.")]
+    if missing:
+        raise CheckpointError(f"{weights} lacks {len(missing)} weights, such as {missing[0]}: import it again.")
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of a batch, on every rank.
+
+    Args:
+        tokens: int64 (B, S); pad on the right, attention is causal.
+    Returns:
+        fp32 (B, S, V).
+    """
+    batch, length = tokens.shape
+    multiple = parallel_state.get_tensor_model_parallel_world_size()
+    padded = torch.nn.functional.pad(tokens, (0, -length % multiple))  # sequence parallelism splits S by TP
+    device = torch.device("cpu") if ON_CPU else torch.device("cuda", torch.cuda.current_device())
+    padded = padded.to(device)
+    positions = torch.arange(padded.shape[1], device=device).expand(batch, -1)
+    # Megatron's local attention wants the mask spelled out; Transformer Engine makes the causal one itself.
+    mask = (
+        torch.ones(1, 1, padded.shape[1], padded.shape[1], dtype=torch.bool, device=device).triu(1) if ON_CPU else None
+    )
+
+    def step(_: Any, chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
+        return chunk(padded, positions, mask), lambda output, non_loss_data: output
+
+    collected = get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=None,
+        model=model,
+        num_microbatches=1,
+        seq_length=padded.shape[1],
+        micro_batch_size=batch,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+    vocab = model.vocab_size  # type: ignore[attr-defined]
+    if parallel_state.is_pipeline_last_stage():
+        output = collected[0]
+        if output.shape[-1] != vocab:
+            output = gather_from_tensor_model_parallel_region(output)
+        output = output[:, :length].float().contiguous()
+    else:
+        output = torch.empty(batch, length, vocab, device=device)
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        source = parallel_state.get_pipeline_model_parallel_last_rank()
+        torch.distributed.broadcast(output, source, group=parallel_state.get_pipeline_model_parallel_group())
+    return output.cpu()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
