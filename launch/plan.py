@@ -1,0 +1,137 @@
+"""`nemo-run plan`: which parallel layouts fit the GPUs, ranked, before anything is started."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from errors import ConfigurationError, LaunchError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from modeling.hf_config import GptOssConfig
+    from modeling.memory import TrainingPlan
+    from modeling.planning import Candidate, Cluster
+
+UNITS = {"GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20}
+CONFIGS = Path(__file__).parent.parent / "modeling" / "configs"
+
+
+def plan(
+    model: Annotated[str, typer.Argument(help="gpt-oss-20b, gpt-oss-120b, or a folder or file with a config.json.")],
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of each node.")] = 8,
+    gpu_memory: Annotated[str, typer.Option(help="Memory of each GPU: 80GB (10⁹ bytes) or 80GiB.")] = "80GB",
+    seq_length: Annotated[int, typer.Option(min=1, help="Tokens of a sequence.")] = 2048,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Sequences a GPU takes at once.")] = 1,
+    global_batch: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = 16,
+    lora_rank: Annotated[int, typer.Option(min=0, help="Rank of the adapters; 0 trains all parameters.")] = 16,
+    expert_lora: Annotated[bool, typer.Option(help="Adapters on every expert too.")] = True,
+    recompute: Annotated[bool, typer.Option(help="Recompute every layer's activations in the backward pass.")] = False,
+    rows: Annotated[int, typer.Option(min=1, help="Layouts to show.")] = 10,
+) -> None:
+    """Memory per GPU at every legal parallel layout, the best one as overrides, or what to change when none fits.
+
+    Example: nemo-run plan gpt-oss-120b --gpus-per-node 8 --gpu-memory 80GB
+    """
+    from modeling.layouts import Batch
+    from modeling.memory import ATTENTION, EXPERTS, LoraTargets, TrainingPlan
+    from modeling.planning import Cluster
+
+    modules = ATTENTION + EXPERTS if expert_lora else ATTENTION
+    training = TrainingPlan(
+        find_config(model),
+        Batch(seq_length, micro_batch, global_batch),
+        LoraTargets(lora_rank, modules) if lora_rank else None,
+        "full" if recompute else "none",
+    )
+    show(training, Cluster(nodes, gpus_per_node, parse_size(gpu_memory)), rows)
+
+
+def find_config(model: str) -> GptOssConfig:
+    """The configuration of a known model, or of a Hugging Face folder or config.json.
+
+    Raises:
+        ConfigurationError: neither.
+    """
+    from modeling.hf_config import GptOssConfig
+
+    name = model.removeprefix("openai/")
+    known = {file.stem: file for file in sorted(CONFIGS.glob("*.json"))}
+    path = known.get(name, Path(model))
+    if not path.exists():
+        raise ConfigurationError(f"{model} is no model: name {' or '.join(known)}, or a folder with a config.json.")
+    return GptOssConfig.from_file(path)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 80GB or 80GiB.
+
+    Raises:
+        ConfigurationError: not a positive number with one of these units.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    size = int(float(match[1]) * UNITS[match[2].upper()]) if match and match[2].upper() in UNITS else 0
+    if size <= 0:
+        raise ConfigurationError(f"{text!r} is no memory size: write 80GB or 80GiB.")
+    return size
+
+
+def show(training: TrainingPlan, cluster: Cluster, rows: int = 10) -> None:
+    """Print the ranked layouts, and the overrides of the first.
+
+    Raises:
+        ConfigurationError: no layout is legal.
+        LaunchError: no layout fits; the message says what would.
+    """
+    from rich.console import Console
+
+    from modeling.planning import rank_layouts
+
+    ranked = rank_layouts(training, cluster)
+    if not ranked:
+        raise ConfigurationError(_why_none_is_legal(training, cluster))
+    fitting = sum(candidate.fits for candidate in ranked)
+    console = Console(width=None if Console().is_terminal else 150)
+    console.print(_table(ranked[:rows]))
+    print(f"{fitting} of {len(ranked)} legal layouts fit {cluster.world} × {cluster.gpu_memory / 1e9:g} GB.")
+    if not fitting:
+        raise LaunchError(refusal(training, cluster, ranked[0]))
+    print("Best:", " ".join(ranked[0].layout.overrides()))
+
+
+def refusal(training: TrainingPlan, cluster: Cluster, nearest: Candidate) -> str:
+    """The sentence that says that a training cannot fit, by how much, and what to change."""
+    from modeling.planning import advice
+
+    have, need = cluster.gpu_memory / 1e9, nearest.memory.total / 1e9
+    changes = advice(training, cluster)
+    remedy = "; or ".join(changes) if changes else "use more or larger GPUs"
+    return f"no layout fits {have:g} GB a GPU, {nearest.layout} needs {need:.1f} GB: {remedy}."
+
+
+def _why_none_is_legal(training: TrainingPlan, cluster: Cluster) -> str:
+    from modeling.layouts import Layout, violations
+
+    rank = training.lora.rank if training.lora else None
+    reasons = violations(training.config, Layout(), cluster.world, training.batch, rank)
+    return f"no layout is legal on {cluster.world} GPUs ({'; '.join(reasons)}): change the global batch or the GPUs."
+
+
+def _table(ranked: list[Candidate]) -> Table:
+    from rich.table import Table
+
+    parts = list(ranked[0].memory.parts())
+    table = Table("layout", *parts, "GB a GPU", "why", box=None, pad_edge=False)
+    for column in table.columns[1:-1]:
+        column.justify = "right"
+    for candidate in ranked:
+        sizes = [f"{size / 1e9:.1f}" for size in candidate.memory.parts().values()]
+        total = f"{candidate.memory.total / 1e9:.1f}"
+        style = "" if candidate.fits else "dim"
+        table.add_row(str(candidate.layout), *sizes, total, candidate.reason(ranked[0]), style=style)
+    return table
