@@ -162,8 +162,7 @@ def optimizer_bytes(plan: TrainingPlan, layout: Layout, world: int, held: Parame
     if not plan.distributed_optimizer:
         return each * held.trained
     dense = layout.data_parallel(world) * layout.context
-    # Without EP, Megatron keeps the experts in the dense buffers (`allreduce` is set on their weights).
-    experts = layout.expert_data_parallel(world) if layout.expert > 1 or plan.lora else dense
+    experts = layout.expert_data_parallel(world)
     return each * (-(-held.trained_dense // dense) + -(-held.trained_experts // experts))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -130,7 +131,7 @@ def test_gradients_and_optimizer_state(alone: None) -> None:
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
     model = inference.build_model(TINY, seq_length=32, dtype=torch.bfloat16).train()
-    ddp = DistributedDataParallel(model.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), model)
+    ddp: Any = DistributedDataParallel(model.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), model)  # type: ignore[arg-type]
     settings = OptimizerConfig(lr=1e-3, bf16=True, use_distributed_optimizer=False)
     optimizer = get_megatron_optimizer(settings, [ddp])
     tokens = torch.randint(0, 640, (1, 32))
@@ -171,7 +172,7 @@ def measured_peak(plan: TrainingPlan) -> int:
     step()  # gradients are allocated, kernels compiled
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
-    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events: Any = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
     live = peak = 0
     for _, size in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
         live += size

@@ -1,0 +1,405 @@
+"""Expert LoRA against a per-expert loop, and the same numbers at every layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from errors import ConfigurationError
+from modeling import inference
+from modeling.hf_config import GptOssConfig
+from modeling.inference import Layout
+
+ROOT = Path(__file__).parents[2]
+CONFIG = GptOssConfig.from_dict(
+    {
+        "model_type": "gpt_oss",
+        "num_hidden_layers": 4,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "head_dim": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "sliding_window": 8,
+        "vocab_size": 104,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 150000,
+        "rope_scaling": {
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "rope_type": "yarn",
+        },
+    }
+)
+LAYERS, EXPERTS, HIDDEN, FFN, RANK = 4, 6, 48, 80, 4
+LENGTH, BATCH, STEPS = 24, 4, 4
+
+
+def lora(**fields: Any):
+    from modeling.expert_lora import GptOssLoRA
+
+    settings: dict[str, Any] = {"dim": RANK, "alpha": 10, **fields}
+    return GptOssLoRA(**settings)
+
+
+def adapted(peft: Any, dtype: torch.dtype = torch.float32, **overrides: Any) -> torch.nn.Module:
+    """This rank's part of the tiny model, frozen, with adapters."""
+    from nemo.collections.llm.fn.base import walk
+
+    model = inference.build_model(CONFIG, seq_length=LENGTH, dtype=dtype, **overrides)
+    model.requires_grad_(False)
+    walk(model, peft.transform)
+    return model
+
+
+def is_adapter(name: str) -> bool:
+    return ".adapter." in name and name.endswith(".weight")  # not Megatron's empty `_extra_state`
+
+
+def adapters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in model.named_parameters() if ".adapter." in name}
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    inference.initialize()
+    yield
+    inference.shutdown()
+
+
+# ---- against a plain loop -----------------------------------------------------------------------------------------
+
+
+def randomize(model: torch.nn.Module) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+
+
+def loop(experts: Any, x: torch.Tensor, counts: list[int], probs: torch.Tensor) -> torch.Tensor:
+    """The experts in the simplest words: one at a time, weights merged, gpt-oss's activation written out."""
+    parts = []
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    for e, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        expert = experts.local_experts[e]
+        merged = {}
+        for name in ("linear_fc1", "linear_fc2"):
+            a = getattr(experts, name).adapter.linear_in.weight[e]
+            b = getattr(experts, name).adapter.linear_out.weight[e]
+            merged[name] = getattr(expert, name).weight + 10 / RANK * b @ a
+        y = x[start : start + count] @ merged["linear_fc1"].T + expert.linear_fc1.bias
+        gate, up = y[:, :FFN].clamp(max=7), y[:, FFN:].clamp(-7, 7)
+        y = gate * torch.sigmoid(1.702 * gate) * (up + 1)
+        y = y @ merged["linear_fc2"].T + expert.linear_fc2.bias
+        parts.append(y * probs[start : start + count, None])
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("counts", [[5, 3, 9, 1, 2, 4], [0, 7, 0, 11, 0, 0], [0, 0, 0, 0, 0, 13]], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-4)], ids=str)
+def test_experts_equal_a_plain_loop(alone: None, counts: list[int], dtype: torch.dtype, tolerance: float) -> None:
+    model = adapted(lora(), dtype)
+    experts = model.decoder.layers[1].mlp.experts  # type: ignore[union-attr,index]
+    randomize(experts)
+    experts.double()
+    for parameter in experts.parameters():
+        parameter.requires_grad_(True)
+    x = torch.randn(sum(counts), HIDDEN, dtype=torch.float64, requires_grad=True)
+    probs = torch.rand(sum(counts), dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(sum(counts), HIDDEN, dtype=torch.float64)
+    leaves = [x, probs, *experts.parameters()]
+    expected = loop(experts, x, counts, probs)
+    expected_gradients = torch.autograd.grad(expected, leaves, upstream, allow_unused=True)
+
+    experts.to(dtype)
+    x, probs = x.detach().to(dtype).requires_grad_(), probs.detach().to(dtype).requires_grad_()
+    output, bias = experts(x, torch.tensor(counts), probs)
+    assert bias is None
+    gradients = torch.autograd.grad(output, [x, probs, *experts.parameters()], upstream.to(dtype), allow_unused=True)
+
+    def distance(a: torch.Tensor | None, b: torch.Tensor | None) -> float:
+        zero = torch.zeros(())
+        a, b = (zero if a is None else a), (zero if b is None else b)
+        return ((a.double() - b).abs().max() / (1 + b.abs().max())).item()
+
+    assert distance(output, expected) < tolerance
+    assert max(distance(a, b) for a, b in zip(gradients, expected_gradients, strict=True)) < tolerance
+    names = [name for name, _ in experts.named_parameters()]
+    unused = [g for name, g in zip(names, gradients[2:], strict=True) if "adapter" in name]
+    assert all(gradient[counts.index(min(counts))].abs().max() == 0 for gradient in unused) or min(counts) > 0
+
+
+def test_untrained_adapters_change_nothing(alone: None) -> None:
+    """The second matrix starts at zero; and running sequential experts as grouped ones is exact."""
+    model = inference.build_model(CONFIG, seq_length=LENGTH, dtype=torch.float32)
+    tokens = torch.randint(0, 104, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    before = inference.logits(model, tokens)
+    from nemo.collections.llm.fn.base import walk
+
+    walk(model, lora().transform)
+    assert (inference.logits(model, tokens) - before).abs().max() <= 1e-6
+
+
+# ---- what gets adapters -------------------------------------------------------------------------------------------
+
+
+def test_shapes_keys_and_counts(alone: None) -> None:
+    from modeling.expert_lora import trainable_parameters
+    from modeling.layouts import Batch
+    from modeling.layouts import Layout as Sizes
+    from modeling.memory import LoraTargets, TrainingPlan, parameters
+
+    model = adapted(lora())
+    sharded = model.sharded_state_dict(prefix="module.")  # type: ignore[operator]
+    shapes = {value.key: value.global_shape for name, value in sharded.items() if is_adapter(name)}
+    experts = "module.decoder.layers.mlp.experts.experts."
+    attention = "module.decoder.layers.self_attention."
+    assert shapes == {
+        experts + "linear_fc1.adapter.linear_in.weight": (LAYERS, EXPERTS, RANK, HIDDEN),
+        experts + "linear_fc1.adapter.linear_out.weight": (LAYERS, EXPERTS, 2 * FFN, RANK),
+        experts + "linear_fc2.adapter.linear_in.weight": (LAYERS, EXPERTS, RANK, FFN),
+        experts + "linear_fc2.adapter.linear_out.weight": (LAYERS, EXPERTS, HIDDEN, RANK),
+        attention + "linear_qkv.adapter.linear_in.weight": (LAYERS, RANK, HIDDEN),
+        attention + "linear_qkv.adapter.linear_out.weight": (LAYERS, 96, RANK),
+        attention + "linear_proj.adapter.linear_in.weight": (LAYERS, RANK, 64),
+        attention + "linear_proj.adapter.linear_out.weight": (LAYERS, HIDDEN, RANK),
+    }
+    targets = LoraTargets(RANK, tuple(lora().target_modules))
+    assert trainable_parameters(model) == parameters(TrainingPlan(CONFIG, Batch(32), targets), Sizes()).trained
+
+
+def test_chosen_layers_modules_and_router(alone: None) -> None:
+    peft = lora(target_modules=["experts.linear_fc2"], expert_layers=[3, 1], train_router=True)
+    model = adapted(peft)
+    assert sorted(adapters(model)) == [
+        f"decoder.layers.{layer}.mlp.experts.linear_fc2.adapter.{matrix}.weight"
+        for layer in (1, 3)
+        for matrix in ("linear_in", "linear_out")
+    ]
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    routers = {f"decoder.layers.{layer}.mlp.router.{kind}" for layer in range(4) for kind in ("weight", "bias")}
+    assert trained == set(adapters(model)) | routers
+    sharded = model.sharded_state_dict(prefix="module.")  # type: ignore[operator]
+    stored = {n: (v.global_shape[:2], v.global_offset[0]) for n, v in sharded.items() if "linear_fc2.adapter" in n}
+    assert stored["module.decoder.layers.1.mlp.experts.linear_fc2.adapter.linear_in.weight"] == ((2, EXPERTS), 0)
+    assert stored["module.decoder.layers.3.mlp.experts.linear_fc2.adapter.linear_in.weight"] == ((2, EXPERTS), 1)
+    # Of all layers' entries the same layers have adapters as without the choice, with the same initial numbers.
+    whole = adapters(adapted(lora()))
+    assert all(torch.equal(value, whole[name]) for name, value in adapters(model).items())
+    peft.params_to_save = set()
+    assert peft.adapter_key_filter("module.decoder.layers.0.mlp.router.bias")
+    assert not peft.adapter_key_filter("module.decoder.layers.0.mlp.experts.local_experts.0.linear_fc1.weight")
+
+
+def test_settings_that_cannot_be(alone: None) -> None:
+    with pytest.raises(ConfigurationError, match=r"'linear_fc1': choose from linear_qkv, linear_proj, experts"):
+        lora(target_modules=["linear_fc1"])
+    with pytest.raises(ConfigurationError, match=r"peft\.dim is 0"):
+        lora(dim=0)
+    with pytest.raises(ConfigurationError, match=r"expert_layers is \[2, 7\]: the layers are 0 to 3"):
+        adapted(lora(expert_layers=[7, 2]))
+
+
+def test_initial_weights_follow_the_seed(alone: None) -> None:
+    first, again, other = (adapters(adapted(lora(seed=seed))) for seed in (7, 7, 8))
+    ins = [name for name in first if "linear_in" in name]
+    assert len(ins) == 4 * LAYERS
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in ins)
+    fc1 = first["decoder.layers.0.mlp.experts.linear_fc1.adapter.linear_in.weight"]
+    # Xavier: variance 2 / (in + out) of each expert's own matrix; and no two experts or layers alike
+    assert fc1.var().item() == pytest.approx(2 / (HIDDEN + RANK), rel=0.15)
+    matrices = [m for name in ins for m in (first[name] if "experts" in name else first[name][None])]
+    assert len({tuple(matrix.flatten().tolist()) for matrix in matrices}) == len(matrices) == 2 * LAYERS * (1 + EXPERTS)
+
+
+# ---- layouts ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def pretended(layout: Layout, world: int, rank: int) -> Iterator[None]:
+    """Megatron's groups as one rank of a larger world sees them; nothing may communicate."""
+    from megatron.core import parallel_state
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    parallel_state.initialize_model_parallel(
+        layout.tensor,
+        layout.pipeline,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=1,
+        create_gloo_process_groups=False,
+    )
+    try:
+        yield
+    finally:
+        inference.shutdown()
+
+
+@pytest.mark.parametrize("layout", [Layout(2), Layout(1, 2), Layout(1, 1, 2), Layout(2, 2), Layout(1, 3, 2)], ids=str)
+def test_initial_weights_do_not_depend_on_the_layout(layout: Layout) -> None:
+    """Every rank's weights are the part of the single process's weights that its sharded state dict says."""
+    with pretended(Layout(), 1, 0):
+        whole = {}
+        for value in adapted(lora()).sharded_state_dict().values():  # type: ignore[operator]
+            if is_adapter(value.key):
+                stack = whole.setdefault(value.key, torch.zeros(value.global_shape))
+                stack[tuple(slice(o, o + n) for o, n in zip(value.global_offset, _local(value), strict=True))] = (
+                    value.data
+                )
+    world = max(layout.tensor, layout.expert) * layout.pipeline
+    covered = {key: torch.zeros_like(stack, dtype=torch.bool) for key, stack in whole.items()}
+    for rank in range(world):
+        with pretended(layout, world, rank):
+            for value in adapted(lora()).sharded_state_dict().values():  # type: ignore[operator]
+                if is_adapter(value.key):
+                    place = tuple(slice(o, o + n) for o, n in zip(value.global_offset, _local(value), strict=True))
+                    assert torch.equal(value.data.reshape(whole[value.key][place].shape), whole[value.key][place])
+                    covered[value.key][place] = True
+    assert all(part.all() for part in covered.values())
+
+
+def _local(value: Any) -> tuple[int, ...]:
+    return (1,) * value.prepend_axis_num + tuple(value.local_shape)
+
+
+def run(
+    layout: Layout, processes: int, folder: Path, what: str = "adapters", *, load: Path | None = None
+) -> dict[str, Any]:
+    """Train the tiny model in processes of its own; see `worker`."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    arguments = [what, str(folder), json.dumps([layout.tensor, layout.expert, layout.pipeline]), str(load or "")]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, __file__, *arguments], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return torch.load(folder / "result.pt")
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("single")
+    return folder, run(Layout(), 1, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layout", "processes"),
+    [(Layout(2), 2), (Layout(1, 2), 2), (Layout(1, 1, 2), 2), (Layout(2, 2), 4)],
+    ids=["TP2", "EP2", "PP2", "TP2×EP2, DP2"],
+)
+def test_training_does_not_depend_on_the_layout(
+    layout: Layout, processes: int, single: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Losses, trained adapters and gradients' norms equal the single process's; its checkpoint loads here."""
+    folder, expected = single
+    result = run(layout, processes, tmp_path, load=folder)
+    assert expected["losses"][0] - expected["losses"][-1] > 0.01, "a training that learns nothing proves nothing"
+    assert result["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    assert result["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+    assert (expected["logits"] - expected["untrained"]).abs().max() > 0.05
+    assert (result["logits"] - expected["logits"]).abs().max() <= 1e-4
+    assert (result["loaded"] - expected["logits"]).abs().max() <= 1e-5, "saved at one rank, loaded at this layout"
+
+
+@pytest.mark.slow
+def test_full_training_sums_the_experts_gradients_over_tensor_parallel_ranks(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    expected = run(Layout(), 1, tmp_path / "one", "all")
+    result = run(Layout(2), 2, tmp_path / "two", "all", load=tmp_path / "one")
+    assert result["losses"] == pytest.approx(expected["losses"], rel=1e-5)  # without: 5 % off after three steps
+    assert (result["logits"] - expected["logits"]).abs().max() <= 1e-4
+
+
+def worker(what: str, folder: Path, sizes: list[int], load: str) -> None:
+    """A few optimizer steps on the adapters or on the whole of one and the same base; result.pt from rank 0."""
+    from megatron.core import dist_checkpointing, parallel_state
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+    from nemo.collections.llm.fn.base import walk
+
+    from modeling.expert_gradients import sum_over_replicas
+
+    torch.set_num_threads(1)
+    inference.initialize(Layout(*sizes))
+    model = inference.build_model(CONFIG, seq_length=LENGTH, dtype=torch.float32)
+    base = Path(load or folder) / "base"
+    if not load:
+        randomize(model)
+        (base / "weights").mkdir(parents=True)
+        dist_checkpointing.save(model.sharded_state_dict(prefix="module."), str(base / "weights"))  # type: ignore[operator]
+    inference.load_weights(model, base)
+    tokens = torch.randint(0, 104, (BATCH, LENGTH), generator=torch.Generator().manual_seed(5))
+    result: dict[str, Any] = {"untrained": inference.logits(model, tokens), "losses": [], "norms": []}
+
+    if what == "adapters":
+        model.requires_grad_(False)
+        walk(model, lora().transform)
+    sum_over_replicas(model)
+    model.train()
+    ddp = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)  # type: ignore[arg-type]
+    optimizer = get_megatron_optimizer(OptimizerConfig(lr=1e-2, clip_grad=1.0, use_distributed_optimizer=False), [ddp])
+    model.config.finalize_model_grads_func = finalize_model_grads  # type: ignore[union-attr]
+    ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+    mask = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).triu(1)
+    positions = torch.arange(LENGTH)[None]
+
+    def step(iterator: Iterator[torch.Tensor], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+        rows = next(iterator)
+        return chunk(rows, positions, mask, labels=rows.roll(-1, 1)), lambda out: (out.mean(), {"loss": out.mean()})
+
+    for _ in range(STEPS):
+        ddp.zero_grad_buffer()
+        optimizer.zero_grad()
+        reduced = get_forward_backward_func()(
+            forward_step_func=step,
+            data_iterator=iter(tokens[rank::ranks].split(1)),
+            model=ddp,
+            num_microbatches=BATCH // ranks,
+            seq_length=LENGTH,
+            micro_batch_size=1,
+            forward_only=False,
+        )
+        loss = torch.stack([part["loss"] for part in reduced]).mean() if reduced else torch.zeros(())
+        torch.distributed.all_reduce(loss)  # the last stage's ranks have it; each TP and DP rank counts alike
+        result["losses"].append(loss.item() * sizes[2] / torch.distributed.get_world_size())
+        result["norms"].append(float(optimizer.step()[1]))  # type: ignore[arg-type]
+
+    model.eval()
+    result["logits"] = inference.logits(model, tokens)
+    state = {name: v for name, v in model.sharded_state_dict(prefix="module.").items() if ".adapter." in name}  # type: ignore[operator]
+    (folder / "weights").mkdir(exist_ok=True)
+    if state:
+        dist_checkpointing.save(state, str(folder / "weights"))
+    if state and load:
+        inference._load(model, Path(load), lambda name: ".adapter." in name)
+        result["loaded"] = inference.logits(model, tokens)
+    if torch.distributed.get_rank() == 0:
+        torch.save(result, folder / "result.pt")
+    inference.shutdown()
+
+
+if __name__ == "__main__":
+    worker(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4])
