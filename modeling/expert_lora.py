@@ -310,8 +310,7 @@ def become_grouped(experts: SequentialMLP) -> None:
     linears = {name: SequentialLinear(experts, name) for name in ("linear_fc1", "linear_fc2")}
     experts.activation_func = experts.config.activation_func
     experts.__class__ = GroupedSequentialMLP
-    for name, linear in linears.items():
-        vars(experts)[name] = linear  # no module: nothing for torch to register
+    vars(experts).update(linears)  # no modules, so nothing for torch to register
 
 
 def trainable_parameters(model: nn.Module) -> int:
