@@ -308,7 +308,7 @@ class GroupedSequentialMLP(SequentialMLP):
 def become_grouped(experts: SequentialMLP) -> None:
     """Turn a SequentialMLP, in place, into one that computes all experts' linear layers in one call each."""
     linears = {name: SequentialLinear(experts, name) for name in ("linear_fc1", "linear_fc2")}
-    experts.activation_func = experts.config.activation_func
+    experts.activation_func = experts.config.activation_func  # type: ignore[assignment]
     experts.__class__ = GroupedSequentialMLP
     vars(experts).update(linears)  # no modules, so nothing for torch to register
 

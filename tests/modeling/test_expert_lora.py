@@ -317,6 +317,7 @@ def test_training_does_not_depend_on_the_layout(
     result = run(layout, processes, tmp_path, load=folder)
     assert expected["losses"][0] - expected["losses"][-1] > 0.01, "a training that learns nothing proves nothing"
     assert result["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    assert result["trainable"] == expected["trainable"]
     assert result["norms"] == pytest.approx(expected["norms"], rel=1e-4)
     assert (expected["logits"] - expected["untrained"]).abs().max() > 0.05
     assert (result["logits"] - expected["logits"]).abs().max() <= 1e-4
@@ -342,6 +343,7 @@ def worker(what: str, folder: Path, sizes: list[int], load: str) -> None:
     from nemo.collections.llm.fn.base import walk
 
     from modeling.expert_gradients import sum_over_replicas
+    from modeling.expert_lora import trainable_parameters
 
     torch.set_num_threads(1)
     inference.initialize(Layout(*sizes))
@@ -359,6 +361,7 @@ def worker(what: str, folder: Path, sizes: list[int], load: str) -> None:
         model.requires_grad_(False)
         walk(model, lora().transform)
     sum_over_replicas(model)
+    result["trainable"] = trainable_parameters(model)
     model.train()
     ddp = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)  # type: ignore[arg-type]
     optimizer = get_megatron_optimizer(OptimizerConfig(lr=1e-2, clip_grad=1.0, use_distributed_optimizer=False), [ddp])
