@@ -27,7 +27,7 @@ from nemo.utils import logging
 from torch import nn
 
 from errors import ConfigurationError
-from modeling.expert_gradients import experts_have_own_replicas
+from modeling.gradients import experts_have_own_replicas
 from modeling.memory import ATTENTION, EXPERTS
 
 # Public since torch 2.10.

@@ -157,6 +157,71 @@ def test_untrained_adapters_change_nothing(alone: None) -> None:
     assert (inference.logits(model, tokens) - before).abs().max() <= 1e-6
 
 
+class GroupedLinear(torch.nn.Module):
+    """Stands in for Transformer Engine's grouped linear layer: its arguments, parameters and outputs."""
+
+    def __init__(self, experts: int, in_features: int, out_features: int, **arguments: Any) -> None:
+        super().__init__()
+        self.bias_later = arguments["skip_bias_add"]
+        for e in range(experts):
+            self.register_parameter(f"weight{e}", torch.nn.Parameter(torch.zeros(out_features, in_features)))
+            self.register_parameter(f"bias{e}", torch.nn.Parameter(torch.zeros(out_features)))
+
+    def forward(self, x: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+        weights, biases = ([getattr(self, f"{kind}{e}") for e in range(len(counts))] for kind in ("weight", "bias"))
+        parts = [part @ weight.T for part, weight in zip(x.split(counts), weights, strict=True)]
+        if self.bias_later:
+            return torch.cat(parts), biases
+        return torch.cat([part + bias for part, bias in zip(parts, biases, strict=True)]), None
+
+    def sharded_state_dict(self, prefix: str, sharded_offsets: Any, metadata: Any) -> dict[str, Any]:
+        return {}
+
+
+def test_grouped_experts_as_on_the_gpu(alone: None) -> None:
+    """Megatron's TEGroupedMLP with adapters computes, and stores, what SequentialMLP with the same adapters does."""
+    from megatron.core.transformer.mlp import MLPSubmodules
+    from megatron.core.transformer.moe.experts import TEGroupedMLP
+    from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+    from nemo.collections.llm.fn.base import walk
+
+    model: Any = inference.build_model(CONFIG, seq_length=LENGTH, dtype=torch.float32)
+    layer = model.decoder.layers[2]
+    randomize(layer)
+    weights = dict(layer.mlp.experts.named_parameters())
+    submodules = MLPSubmodules(linear_fc1=GroupedLinear, linear_fc2=GroupedLinear)
+    grouped: Any = TEGroupedMLP(EXPERTS, layer.mlp.experts.config, submodules, get_default_pg_collection())
+    for e in range(EXPERTS):
+        for name in ("linear_fc1", "linear_fc2"):
+            for kind in ("weight", "bias"):
+                value = getattr(getattr(grouped, name), f"{kind}{e}")
+                value.data.copy_(weights[f"local_experts.{e}.{name}.{kind}"])
+    peft = lora(target_modules=["experts.linear_fc1", "experts.linear_fc2"])
+    walk(layer, peft.transform)
+    sequential, layer.mlp.experts = layer.mlp.experts, grouped
+    walk(layer, peft.transform)
+    trained = dict(sequential.named_parameters())
+    generator = torch.Generator().manual_seed(11)
+    for name, parameter in grouped.named_parameters():
+        if is_adapter(name):
+            assert torch.equal(parameter, trained[name]), "the same initial weights"
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+            trained[name].data.copy_(parameter)
+
+    counts = torch.tensor([4, 0, 7, 2, 0, 6])
+    x, probs = torch.randn(19, HIDDEN), torch.rand(19)
+    expected = sequential(x, counts, probs)[0]
+    assert expected.abs().max() > 1
+    assert (grouped(x, counts, probs)[0] - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+    def stored(experts: Any) -> dict[str, tuple[str, Any, Any]]:
+        sharded = experts.sharded_state_dict("mlp.experts.", ((0, 2, LAYERS),))
+        return {n: (v.key, v.global_shape, v.global_offset) for n, v in sharded.items() if is_adapter(n)}
+
+    assert len(stored(grouped)) == 4
+    assert stored(grouped) == stored(sequential)
+
+
 # ---- what gets adapters -------------------------------------------------------------------------------------------
 
 
@@ -325,12 +390,14 @@ def test_training_does_not_depend_on_the_layout(
 
 
 @pytest.mark.slow
-def test_full_training_sums_the_experts_gradients_over_tensor_parallel_ranks(tmp_path: Path) -> None:
+def test_full_training_does_not_depend_on_tensor_parallelism(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     expected = run(Layout(), 1, tmp_path / "one", "all")
     result = run(Layout(2), 2, tmp_path / "two", "all", load=tmp_path / "one")
-    assert result["losses"] == pytest.approx(expected["losses"], rel=1e-5)  # without: 5 % off after three steps
+    # Without `correct_gradients` the fourth loss is 5 % off, and the norm 1 %.
+    assert result["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    assert result["norms"] == pytest.approx(expected["norms"], rel=1e-4)
     assert (result["logits"] - expected["logits"]).abs().max() <= 1e-4
 
 
@@ -342,8 +409,8 @@ def worker(what: str, folder: Path, sizes: list[int], load: str) -> None:
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from nemo.collections.llm.fn.base import walk
 
-    from modeling.expert_gradients import sum_over_replicas
     from modeling.expert_lora import trainable_parameters
+    from modeling.gradients import correct_gradients
 
     torch.set_num_threads(1)
     inference.initialize(Layout(*sizes))
@@ -360,7 +427,7 @@ def worker(what: str, folder: Path, sizes: list[int], load: str) -> None:
     if what == "adapters":
         model.requires_grad_(False)
         walk(model, lora().transform)
-    sum_over_replicas(model)
+    correct_gradients(model)
     result["trainable"] = trainable_parameters(model)
     model.train()
     ddp = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)  # type: ignore[arg-type]
