@@ -37,7 +37,7 @@ def nemo_config(
     arguments: dict[str, Any] = megatron_arguments(config)
     # NeMo 2.7.3 takes megatron.core.activations.quick_gelu, which GPTOSSConfig.__post_init__ itself refuses.
     arguments["activation_func"] = quick_gelu
-    # With the fusion, megatron-core 0.15.3 clamps before the bias is added (fused_bias_geglu.py:424): logits off by 9e-3.
+    # The fused kernel of megatron-core 0.15.3 clamps before the bias is added (fused_bias_geglu.py:424): 9e-3 off.
     arguments["bias_activation_fusion"] = False
     arguments["seq_length"] = seq_length
     arguments["bf16"] = dtype == torch.bfloat16

@@ -1,0 +1,113 @@
+"""`nemo-run convert`: checkpoints from Hugging Face to NeMo and back, and the proof that nothing changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Move gpt-oss checkpoints between Hugging Face and NeMo, without a GPU.", no_args_is_help=True)
+
+
+@app.command("import")
+def import_(
+    hf: Annotated[Path, typer.Argument(help="Hugging Face folder: config.json, tokenizer, *.safetensors.")],
+    nemo: Annotated[Path, typer.Argument(help="NeMo checkpoint to write.")],
+) -> None:
+    """Hugging Face (MXFP4 or plain) → NeMo.
+
+    Example: nemo-run convert import models/gpt-oss-20b-hf models/gpt-oss-20b
+    """
+    from converters.import_hf import import_checkpoint
+
+    started = time.perf_counter()
+    with _bytes_bar("import") as progress:
+        import_checkpoint(hf, nemo, progress)
+    _wrote(nemo, started)
+
+
+@app.command("export")
+def export(
+    source: Annotated[Path, typer.Argument(metavar="NEMO|RUN", help="NeMo checkpoint, or a run folder.")],
+    out: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
+    adapter: Annotated[Path | None, typer.Option(help="Adapter checkpoint to merge.")] = None,
+    like: Annotated[Path | None, typer.Option(help="Our import of the base, for config.json and tokenizer.")] = None,
+    weights: Annotated[str, typer.Option(help="fp32, bf16, or auto: as the checkpoint has them.")] = "auto",
+    shard_size: Annotated[str, typer.Option(help="Largest size of one safetensors file.")] = "5GB",
+) -> None:
+    """NeMo → Hugging Face; of a run, its tuned model with the adapter merged.
+
+    Example: nemo-run convert export runs/gpt_oss_20b_lora exported/
+    """
+    from converters.export_hf import export_checkpoint
+    from recipes.checkpoints import exported_parts
+
+    started = time.perf_counter()
+    if (source / "recipe.yaml").is_file():
+        source, adapter, like = exported_parts(source)
+    with _bytes_bar("export") as progress:
+        export_checkpoint(
+            source, out, adapter=adapter, weights=weights, shard_size=shard_size, like=like, progress=progress
+        )
+    _wrote(out, started)
+
+
+@app.command("verify")
+def verify(
+    a: Annotated[Path, typer.Argument(help="Hugging Face folder or NeMo checkpoint.")],
+    b: Annotated[Path, typer.Argument(help="The other one.")],
+) -> None:
+    """Compare two checkpoints in every value; exit status 1 where they differ.
+
+    Example: nemo-run convert verify models/gpt-oss-20b-hf models/gpt-oss-20b
+    """
+    from converters.verify import verify as compare
+
+    started = time.perf_counter()
+    with _bar("verify") as progress:
+        report = compare(a, b, progress)
+    dtypes = " and ".join(str(dtype).removeprefix("torch.") for dtype in report.dtypes)
+    seconds = time.perf_counter() - started
+    print(f"{report.equal} parts equal, {len(report.different)} different ({dtypes}), {seconds:.1f} s")
+    if report.different:
+        name, difference = report.largest
+        print(f"largest difference {difference:.3e} in {name}")
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _bytes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar in bytes with speed and time left, on stderr; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _wrote(folder: Path, started: float) -> None:
+    seconds = time.perf_counter() - started
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"wrote {folder}: {size / 1e9:.3f} GB in {seconds:.1f} s ({size / 1e9 / seconds:.2f} GB/s)")
