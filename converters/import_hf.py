@@ -13,6 +13,7 @@ from converters.hf_reader import HfReader, pieces
 from converters.mapping import TABLE, Entry
 from converters.nemo_weights import PREFIX, Piece, write_weights
 from errors import CheckpointError
+from modeling.hf_config import GptOssConfig
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 Progress = Callable[[int, int], None]
@@ -45,7 +46,7 @@ def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = lambda do
             done += bytes_written
             progress(done, total)
 
-        write_weights(folder / "weights", todo, count)
+        write_weights(folder / "weights", todo, _empty_states(reader.config), count)
         _write_context(reader.folder, folder / "context")
         artifacts.write_manifest(folder, "nemo-checkpoint", inputs)
     return nemo
@@ -64,6 +65,22 @@ def _pieces(reader: HfReader, entry: Entry) -> list[Piece]:
         size = (*(1 for _ in where), *shape)
         found.append(Piece(PREFIX + entry.nemo, (*leading, *shape), offset, size, reader.dtype, produce))
     return found
+
+
+def _empty_states(config: GptOssConfig) -> list[str]:
+    """Keys of Transformer Engine's FP8 states, which every linear layer asks for and none of our precisions uses.
+
+    megatron-core 0.15.3 names them `KEY/shard_<layer>[.<expert>]_<layers>[.<experts>]` (ShardedObject.unique_key).
+    """
+    layer = PREFIX + "decoder.layers."
+    attention = [
+        f"{layer}self_attention.{name}._extra_state" for name in ("linear_qkv", "linear_proj", "core_attention")
+    ]
+    experts = [f"{layer}mlp.experts.experts.{name}._extra_state" for name in ("linear_fc1", "linear_fc2")]
+    layers = range(config.num_layers)
+    keys = [f"{key}/shard_{i}_{config.num_layers}" for key in attention for i in layers]
+    total = f"{config.num_layers}.{config.num_experts}"
+    return keys + [f"{key}/shard_{i}.{e}_{total}" for key in experts for i in layers for e in range(config.num_experts)]
 
 
 def _inputs(reader: HfReader) -> dict[str, object]:

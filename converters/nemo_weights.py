@@ -6,6 +6,7 @@ No model is built and torch.distributed is not initialised. A tensor of the tabl
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -61,14 +63,20 @@ class Piece:
     produce: Callable[[], torch.Tensor]
 
 
-def write_weights(folder: Path, pieces: Sequence[Piece], progress: Callable[[int], None] = lambda _: None) -> None:
+def write_weights(
+    folder: Path,
+    pieces: Sequence[Piece],
+    empty_states: Sequence[str] = (),
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
     """Write `folder` as Megatron's torch_dist checkpoint; one piece is in memory at a time.
 
     Args:
+        empty_states: keys of module states that Megatron asks for and that hold nothing.
         progress: called with the bytes of each piece after it was produced.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    planner = _PieceSavePlanner(pieces, progress)
+    planner = _PieceSavePlanner(pieces, empty_states, progress)
     # One thread: pieces are produced in the order of the plan, so that at most one is held.
     writer = FileSystemWriter(folder, single_file_per_rank=True, thread_count=1)
     dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
@@ -77,14 +85,16 @@ def write_weights(folder: Path, pieces: Sequence[Piece], progress: Callable[[int
 
 
 class _PieceSavePlanner(SavePlanner):
-    def __init__(self, pieces: Sequence[Piece], progress: Callable[[int], None]) -> None:
+    def __init__(self, pieces: Sequence[Piece], empty_states: Sequence[str], progress: Callable[[int], None]) -> None:
         self.progress = progress
+        self.empty_states = empty_states
         self.pieces = {MetadataIndex(piece.key, torch.Size(piece.offset)): piece for piece in pieces}
 
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None: ...
 
     def create_local_plan(self) -> SavePlan:
-        return SavePlan([self._item(index, piece) for index, piece in self.pieces.items()])
+        states = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in self.empty_states]
+        return SavePlan([*states, *(self._item(index, piece) for index, piece in self.pieces.items())])
 
     def _item(self, index: MetadataIndex, piece: Piece) -> WriteItem:
         chunk = ChunkStorageMetadata(torch.Size(piece.offset), torch.Size(piece.size))
@@ -92,7 +102,7 @@ class _PieceSavePlanner(SavePlanner):
         return WriteItem(index=index, type=WriteItemType.SHARD, tensor_data=data)
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        tensors: dict[str, Any] = {}
+        tensors: dict[str, Any] = {key: BytesStorageMetadata() for key in self.empty_states}
         for index, piece in self.pieces.items():
             stored = tensors.setdefault(
                 index.fqn, TensorStorageMetadata(TensorProperties(dtype=piece.dtype), torch.Size(piece.shape), [])
@@ -103,7 +113,11 @@ class _PieceSavePlanner(SavePlanner):
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
         return new_plan
 
-    def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        if write_item.type == WriteItemType.BYTE_IO:
+            buffer = io.BytesIO()
+            torch.save([None], buffer)  # megatron-core keeps a list of the objects under a key
+            return buffer
         piece = self.pieces[MetadataIndex(write_item.index.fqn, write_item.index.offset)]
         value = piece.produce().reshape(piece.size)
         self.progress(value.numel() * value.element_size())
