@@ -3,12 +3,14 @@
 A row of K values is K/32 blocks. A block is 16 bytes, two 4-bit values (E2M1) each, the low nibble first, and one scale
 byte: the power of two 2^(scale − 127) that multiplies its 32 values. Source: OCP Microscaling Formats (MX) v1.0,
 sections 5.2 and 5.3; gpt-oss stores rows of the output dimension, (E, out, in/32, 16).
+
+The kernels use one thread and release the GIL: the converters call them from a pool, so that every core works on a
+tensor of its own. (numba's own threads must not be entered from two Python threads: its workqueue layer aborts.)
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from functools import cache
 
 import numba
 import numpy as np
@@ -19,11 +21,10 @@ BLOCK = 32
 NAN_SCALE = 255
 # bit 3 is the sign, bits 2..1 the exponent, bit 0 the mantissa
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
-_BF16_BITS = (VALUES.view(np.uint32) >> 16).astype(np.uint16)
 
 
 def dequantize(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Decode to bf16; exact but for results below bf16's smallest normal number, which are rounded to nearest even.
+    """Decode to bf16, exactly; only 4 and 6 at the scales 253 and 254, and 2 and 3 at 254, are infinite in bf16.
 
     Args:
         blocks: uint8 (…, K/32, 16).
@@ -37,9 +38,24 @@ def dequantize(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
         raise CheckpointError(f"MXFP4 blocks {blocks.shape} and scales {scales.shape} do not belong together.")
     if scales.size and scales.max() == NAN_SCALE:
         raise CheckpointError("an MXFP4 scale is NaN (255): the checkpoint is damaged, fetch it again.")
-    out = np.empty((scales.size, BLOCK), dtype=np.uint16)
-    _dequantize(np.ascontiguousarray(blocks).reshape(-1, BLOCK // 2), np.ascontiguousarray(scales).reshape(-1), out)
-    return out.reshape(*scales.shape[:-1], scales.shape[-1] * BLOCK)
+    out = np.empty((scales.size, BLOCK // 2), dtype=np.uint32)
+    _dequantize(_rows(blocks), np.ascontiguousarray(scales).reshape(-1), _pairs(), out)
+    return out.view(np.uint16).reshape(*scales.shape[:-1], scales.shape[-1] * BLOCK)
+
+
+def requantize(values: np.ndarray, scales: np.ndarray) -> np.ndarray | None:
+    """Encode with scales that are given, where that loses nothing: the inverse of `dequantize`.
+
+    Args:
+        values: uint16 (…, K), bf16 bit patterns.
+        scales: uint8 (…, K/32), none of them 255.
+    Returns:
+        uint8 blocks (…, K/32, 16) that decode to exactly these bits; None where there are none.
+    """
+    pairs = np.ascontiguousarray(values).view(np.uint32).reshape(-1, BLOCK // 2)
+    blocks = np.empty(pairs.shape, dtype=np.uint8)
+    exact = _requantize(pairs, np.ascontiguousarray(scales).reshape(-1), _pairs(), blocks)
+    return blocks.reshape(*scales.shape, BLOCK // 2) if exact else None
 
 
 def quantize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -60,94 +76,83 @@ def quantize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, BLOCK)
     blocks = np.empty((flat.shape[0], BLOCK // 2), dtype=np.uint8)
     scales = np.empty(flat.shape[0], dtype=np.uint8)
-    _quantize(flat, blocks, scales)
+    _quantize(flat, flat.view(np.uint32), blocks, scales)
     shape = (*values.shape[:-1], values.shape[-1] // BLOCK)
     return blocks.reshape(*shape, BLOCK // 2), scales.reshape(shape)
 
 
-@numba.njit(parallel=True, nogil=True, cache=True)
-def _dequantize(blocks: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
-    for row in numba.prange(blocks.shape[0]):
-        shift = np.int32(scales[row]) - 127
+@cache
+def _pairs() -> np.ndarray:
+    """uint32 (255, 256): the two bf16 values of every byte at every scale, the low nibble's in the low half."""
+    with np.errstate(over="ignore"):
+        exact = np.ldexp(VALUES.astype(np.float64), np.arange(NAN_SCALE)[:, None] - 127).astype(np.float32)
+    # a finite product has at most 2 significant bits and is at least 2^-128: bf16 holds it, if need be as a subnormal
+    bits = exact.view(np.uint32) >> 16
+    bits[np.isinf(exact)] &= 0xFF80
+    byte = np.arange(256)
+    return bits[:, byte & 15] | (bits[:, byte >> 4] << 16)
+
+
+def _rows(blocks: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(blocks).reshape(-1, BLOCK // 2)
+
+
+@numba.njit(nogil=True, cache=True)
+def _dequantize(blocks: np.ndarray, scales: np.ndarray, pairs: np.ndarray, out: np.ndarray) -> None:
+    for row in range(blocks.shape[0]):
+        table = pairs[scales[row]]
         for column in range(16):
-            byte = blocks[row, column]
-            out[row, 2 * column] = _scaled(byte & 15, shift)
-            out[row, 2 * column + 1] = _scaled(byte >> 4, shift)
+            out[row, column] = table[blocks[row, column]]
+
+
+@numba.njit(nogil=True, cache=True)
+def _requantize(values: np.ndarray, scales: np.ndarray, pairs: np.ndarray, blocks: np.ndarray) -> bool:
+    for row in range(values.shape[0]):
+        table = pairs[scales[row]]
+        shift = (np.int64(scales[row]) - 127) << 7
+        for column in range(16):
+            pair = values[row, column]
+            byte = _code(pair & 0xFFFF, shift) | (_code(pair >> 16, shift) << 4)
+            if table[byte] != pair:
+                # a subnormal or an infinity, or no value of this scale at all
+                byte = 0
+                while byte < 256 and table[byte] != pair:
+                    byte += 1
+                if byte == 256:
+                    return False
+            blocks[row, column] = byte
+    return True
 
 
 @numba.njit(inline="always")
-def _scaled(nibble: Any, shift: Any) -> Any:
-    bits = np.int32(_BF16_BITS[nibble])
-    if bits & 0x7FFF == 0:
-        return np.uint16(bits)
-    exponent = ((bits >> 7) & 0xFF) + shift
-    if exponent >= 255:
-        return np.uint16((bits & 0x8000) | 0x7F80)  # infinity: beyond bf16
-    if exponent > 0:
-        return np.uint16((bits & 0x807F) | (exponent << 7))
-    # subnormal: shift the mantissa with its hidden bit, round to nearest even
-    mantissa = (bits & 0x7F) | 0x80
-    drop = 1 - exponent
-    if drop > 8:
-        return np.uint16(bits & 0x8000)
-    kept = mantissa >> drop
-    rest = mantissa & ((1 << drop) - 1)
-    half = 1 << (drop - 1)
-    if rest > half or (rest == half and kept & 1):
-        kept += 1
-    return np.uint16((bits & 0x8000) | kept)
+def _code(bits: int, shift: int) -> int:
+    """The nibble of a normal bf16 value of E2M1 times 2^(shift >> 7); any nibble for other values."""
+    sign = (np.int64(bits) >> 12) & 8
+    steps = ((np.int64(bits) & 0x7FFF) - shift - 0x3F00) >> 6  # half powers of two above 0.5, which is bf16 0x3F00
+    if steps < 0 or steps > 7:
+        return sign
+    return sign | (steps if steps > 0 else 1)
 
 
-@numba.njit(parallel=True, nogil=True, cache=True)
-def _quantize(values: np.ndarray, blocks: np.ndarray, scales: np.ndarray) -> None:
-    for row in numba.prange(values.shape[0]):
-        largest = np.float32(0)
+@numba.njit(nogil=True, cache=True)
+def _quantize(values: np.ndarray, bits: np.ndarray, blocks: np.ndarray, scales: np.ndarray) -> None:
+    for row in range(values.shape[0]):
+        largest = np.uint32(0)
         for column in range(32):
-            largest = max(largest, abs(values[row, column]))
-        exponent = 0
-        if largest > 0:
-            # frexp: largest = m · 2^e with 0.5 ≤ m < 1, so floor(log2(largest)) = e − 1; E2M1's largest exponent is 2
-            exponent = min(max(_exponent(largest) - 1 - 2 + 127, 0), 254)
-        scales[row] = exponent
-        factor = 2.0 ** (127 - exponent)
+            largest = max(largest, bits[row, column] & np.uint32(0x7FFFFFFF))
+        # the exponent field of fp32 is floor(log2) + 127; E2M1's largest exponent is 2
+        scale = max(np.int64(largest >> 23) - 2, 0)
+        scales[row] = scale
+        factor = 2.0 ** (127 - scale)
         for column in range(16):
-            low = _nearest(values[row, 2 * column] * factor)
-            high = _nearest(values[row, 2 * column + 1] * factor)
+            low = _nearest(values[row, 2 * column] * factor) | (bits[row, 2 * column] >> 31 << 3)
+            high = _nearest(values[row, 2 * column + 1] * factor) | (bits[row, 2 * column + 1] >> 31 << 3)
             blocks[row, column] = low | (high << 4)
 
 
 @numba.njit(inline="always")
-def _exponent(value: Any) -> int:
-    """The exponent e of value = m · 2^e, 0.5 ≤ m < 1, for a positive value."""
-    exponent = 0
-    while value >= 1.0:
-        value *= 0.5
-        exponent += 1
-    while value < 0.5:
-        value *= 2.0
-        exponent -= 1
-    return exponent
-
-
-@numba.njit(inline="always")
-def _nearest(value: Any) -> int:
-    """The nibble nearest to `value`; at a tie the one whose mantissa bit is 0."""
+def _nearest(value: float) -> int:
+    """The nibble nearest to |value|; at a tie the one whose mantissa bit is 0."""
     size = abs(value)
-    sign = 8 if math.copysign(1.0, value) < 0 else 0
-    if size <= 0.25:
-        code = 0
-    elif size < 0.75:
-        code = 1
-    elif size <= 1.25:
-        code = 2
-    elif size < 1.75:
-        code = 3
-    elif size <= 2.5:
-        code = 4
-    elif size < 3.5:
-        code = 5
-    elif size <= 5.0:
-        code = 6
-    else:
-        code = 7
-    return sign | code
+    low = np.uint32(size > 0.25) + np.uint32(size >= 0.75) + np.uint32(size > 1.25)
+    return low + np.uint32(size >= 1.75) + np.uint32(size > 2.5) + np.uint32(size >= 3.5) + np.uint32(size > 5.0)
