@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from converters.mapping import TABLE, Entry
 from converters.nemo_weights import WeightsReader
@@ -32,12 +32,12 @@ class Adapter:
             CheckpointError: it holds no adapter, or one of a layer that this package does not know.
         """
         reader = WeightsReader(checkpoint / "weights")
-        settings = _peft_settings(checkpoint / "context" / "io.json")
+        settings = _peft_settings(checkpoint / "context" / "model.yaml")
         layers = settings.get("expert_layers")
         adapter = cls(reader, float(settings["alpha"]), tuple(sorted(layers)) if layers else None)
         known = {_linear(entry) + end for entry in TABLE for end in (_IN, _OUT)}
         known |= {entry.nemo for entry in TABLE if ".router." in entry.nemo}
-        unknown = sorted(set(reader.tensors) - known)
+        unknown = sorted(key for key in set(reader.tensors) - known if "_extra_state" not in key)
         if unknown or not any(_IN in key for key in reader.tensors):
             what = f"the unknown tensor {unknown[0]}" if unknown else "no LoRA weights"
             raise CheckpointError(f"{checkpoint} holds {what}: name an adapter checkpoint of this package's training.")
@@ -64,25 +64,21 @@ def _linear(entry: Entry) -> str:
 
 
 def _peft_settings(file: Path) -> dict[str, Any]:
-    """Arguments of the LoRA transform that NeMo's io.json (a fiddle graph) records."""
+    """Arguments of the LoRA transform that NeMo's model.yaml records."""
     try:
-        objects = json.loads(file.read_text())["objects"]
-    except (OSError, ValueError, KeyError):
+        found = _find_lora(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError):
         raise CheckpointError(f"{file} is missing or damaged: name a checkpoint of a LoRA training.") from None
-    for item in objects.values():
-        if str(item.get("type", {}).get("name", "")).endswith("LoRA"):
-            found = {name: _value(objects, reference) for name, reference in _arguments(item)}
-            return {"alpha": 32, **found}
-    raise CheckpointError(f"{file} records no LoRA: name an adapter checkpoint, or export the model without one.")
+    if found is None or "alpha" not in found:
+        raise CheckpointError(f"{file} records no LoRA: name an adapter checkpoint, or export the model without one.")
+    return found
 
 
-def _arguments(item: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [(path.split("name='")[1].split("'")[0], value) for path, value in item["items"] if "name='" in path]
-
-
-def _value(objects: dict[str, Any], value: Any) -> Any:
-    """A leaf of the graph, or a list of leaves; anything deeper is of no use here."""
-    if value.get("type") == "leaf":
-        return value.get("value")
-    target = objects.get(value.get("key", ""), {})
-    return [_value(objects, entry) for _, entry in target.get("items", [])]
+def _find_lora(node: Any) -> dict[str, Any] | None:
+    if isinstance(node, dict):
+        if str(node.get("_target_", "")).endswith("LoRA"):
+            return node
+        node = list(node.values())
+    if isinstance(node, list):
+        return next((found for item in node if (found := _find_lora(item)) is not None), None)
+    return None

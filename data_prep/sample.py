@@ -45,7 +45,8 @@ def sample_tickets(count: int = 2000, seed: int = 0) -> pd.DataFrame:
 def sample_texts() -> list[str]:
     """Subject and body of every sample ticket, line breaks real: what the rehearsal's tokenizer is trained on."""
     frame = sample_tickets()
-    return [f"{row.subject}\n{row.body}".replace("\\n", "\n") for row in frame.itertuples()]
+    texts = zip(frame["subject"], frame["body"], strict=True)
+    return [f"{subject}\n{body}".replace("\\n", "\n") for subject, body in texts]
 
 
 @cache
@@ -54,8 +55,8 @@ def _sentences() -> dict[str, Any]:
 
 
 def _ticket(draw: random.Random) -> dict[str, str]:
-    (language,) = draw.choices(list(LANGUAGES), LANGUAGES.values())
-    (queue,) = draw.choices(list(SHARES), SHARES.values())
+    (language,) = draw.choices(list(LANGUAGES), list(LANGUAGES.values()))
+    (queue,) = draw.choices(list(SHARES), list(SHARES.values()))
     texts = _sentences()[language]
     subjects, problems = texts["queues"][queue]
     subject = _fill(draw.choice(subjects), draw)

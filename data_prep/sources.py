@@ -85,7 +85,7 @@ def _read_file(path: Path) -> Any:
                 path, sep=separator, dtype=str, keep_default_na=False, engine="python", encoding="utf-8-sig"
             )
         if suffix in (".jsonl", ".ndjson"):
-            return pd.read_json(path, lines=True, dtype=False)
+            return pd.read_json(path, lines=True, dtype=False)  # pyright: ignore[reportArgumentType]
         if suffix == ".parquet":
             return pd.read_parquet(path)
     except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError, pa.ArrowException) as error:

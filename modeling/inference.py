@@ -111,7 +111,7 @@ def _load(model: torch.nn.Module, checkpoint: Path, wanted: Callable[[str], bool
         loaded = dist_checkpointing.load(sharded, str(weights), strict=StrictHandling.RAISE_UNEXPECTED)
     except (dist_checkpointing.core.CheckpointingException, FileNotFoundError, KeyError) as error:
         raise CheckpointError(f"{weights} does not hold this model ({str(error)[:300]}): import it again.") from error
-    state = {name.removeprefix("module."): value for name, value in loaded.items()}
+    state = {name.removeprefix("module."): value for name, value in loaded.items()}  # pyright: ignore[reportAttributeAccessIssue]
     missing = [name for name in model.load_state_dict(state, strict=False).missing_keys if wanted(name)]
     missing = [name for name in missing if "_extra_state" not in name and ("adapter" in name) == wanted(".adapter.")]
     if missing:
@@ -143,7 +143,7 @@ def logits(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
     collected = get_forward_backward_func()(
         forward_step_func=step,
-        data_iterator=None,
+        data_iterator=None,  # pyright: ignore[reportArgumentType]
         model=model,
         num_microbatches=1,
         seq_length=padded.shape[1],
@@ -158,10 +158,10 @@ def logits(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
             output = gather_from_tensor_model_parallel_region(output)
         output = output[:, :length].float().contiguous()
     else:
-        output = torch.empty(batch, length, vocab, device=device)
+        output = torch.empty(batch, length, vocab, device=device)  # pyright: ignore[reportArgumentType]
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         source = parallel_state.get_pipeline_model_parallel_last_rank()
-        torch.distributed.broadcast(output, source, group=parallel_state.get_pipeline_model_parallel_group())
+        torch.distributed.broadcast(output, source, group=parallel_state.get_pipeline_model_parallel_group())  # pyright: ignore[reportArgumentType]
     return output.cpu()
 
 

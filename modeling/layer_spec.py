@@ -65,7 +65,7 @@ def local_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> 
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
-        submodules=SelfAttentionSubmodules(
+        submodules=SelfAttentionSubmodules(  # pyright: ignore[reportArgumentType]
             linear_qkv=ColumnParallelLinear,
             core_attention=DotProductAttention,
             linear_proj=RowParallelLinear,
@@ -75,15 +75,15 @@ def local_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> 
     )
     layer = ModuleSpec(
         module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
+        submodules=TransformerLayerSubmodules(  # pyright: ignore[reportArgumentType]
             input_layernorm=RMSNorm,
             self_attention=attention,
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]
             pre_mlp_layernorm=RMSNorm,
             mlp=get_moe_module_spec_for_backend(_Modules(), num_experts=config.num_moe_experts),
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]
             sharded_state_dict_keys_map={"input_layernorm.": "self_attention.linear_qkv.layer_norm_"},
         ),
     )
     layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)  # pyright: ignore[reportArgumentType]

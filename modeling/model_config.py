@@ -8,6 +8,7 @@ import torch
 from megatron.core.fusions.fused_bias_geglu import quick_gelu
 from nemo.collections.llm import GPTOSSConfig
 
+from modeling.gradients import correct_gradients
 from modeling.hf_config import GptOssConfig, megatron_arguments
 from modeling.layer_spec import local_block_spec
 
@@ -22,6 +23,14 @@ _WITHOUT_GPU: dict[str, Any] = {
     "apply_rope_fusion": False,
     "cross_entropy_loss_fusion": False,
 }
+
+
+class CorrectedGptOssConfig(GPTOSSConfig):
+    """NeMo's configuration, whose models sum gradients rightly at every layout (`modeling.gradients`)."""
+
+    def configure_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Build this rank's part of the model, before DDP wraps it."""
+        return correct_gradients(super().configure_model(*args, **kwargs))
 
 
 def nemo_config(
@@ -44,4 +53,4 @@ def nemo_config(
     arguments["params_dtype"] = arguments["pipeline_dtype"] = arguments["autocast_dtype"] = dtype
     if not torch.cuda.is_available():
         arguments |= _WITHOUT_GPU
-    return GPTOSSConfig(**(arguments | overrides))
+    return CorrectedGptOssConfig(**(arguments | overrides))

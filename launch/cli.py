@@ -1,0 +1,43 @@
+"""The `nemo-run` command: one typer application, each command in a file of its own beside this one."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from errors import NemoRunError
+from launch import convert, evaluate, launch, prepare
+
+app = typer.Typer(
+    name="nemo-run",
+    help="Fine-tune gpt-oss on labelled tickets with NeMo and Megatron-core, from Hugging Face and back.",
+    epilog="nemo-run --debug COMMAND shows the traceback of an error.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("prepare")(prepare.prepare)
+app.add_typer(convert.app, name="convert")
+app.command("launch")(launch.launch)
+app.command("evaluate")(evaluate.evaluate)
+
+
+def main() -> None:
+    """Run the command line; a `NemoRunError` becomes one sentence on stderr and exit status 1."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(args=arguments)
+    except NemoRunError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept; the same command goes on from there.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

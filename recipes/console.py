@@ -1,0 +1,32 @@
+"""What a stage's process says to the person who launched it, kept apart from what libraries print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+_console: TextIO = sys.stdout
+
+
+def rank() -> int:
+    """This process's rank among those of the stage."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def say(text: str) -> None:
+    """Print a line on the console."""
+    print(text, file=_console, flush=True)
+
+
+def send_libraries_to(log: Path) -> None:
+    """From here on file descriptors 1 and 2 write to `log`, from Python and native code; `say` keeps the console."""
+    global _console
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _console = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

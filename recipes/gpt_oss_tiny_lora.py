@@ -1,0 +1,49 @@
+"""The rehearsal: the whole pipeline with a tiny random gpt-oss, on two CPU processes, in a few minutes.
+
+It is the real thing in small: NeMo's `llm.finetune`, Megatron's parallelism over gloo, MXFP4 in and safetensors out. A
+random model knows no language, so it is first trained in full on the training tickets, and then fine-tuned by LoRA.
+"""
+
+from __future__ import annotations
+
+import nemo_run as run
+
+from data_prep.options import PrepareOptions
+from recipes.config import Export, Model, Pretraining, Recipe, TicketData, ToyModel, lazy
+from recipes.finetuning import finetuning
+
+
+def recipe() -> run.Config[Recipe]:
+    """LoRA on a toy gpt-oss made for the run; sample tickets unless `data.source=` names others."""
+    return finetuning(
+        "gpt_oss_tiny_lora",
+        model=run.Config(
+            Model,
+            hf="model",
+            nemo="base",
+            precision="fp32",
+            config=lazy("nemo.collections.llm.GPTOSSConfig"),
+            toy=run.Config(ToyModel),
+        ),
+        data=run.Config(
+            TicketData,
+            source="sample",
+            prepare=run.Config(PrepareOptions),
+            seq_length=512,
+            micro_batch_size=8,
+            global_batch_size=16,
+        ),
+        pretraining=run.Config(Pretraining, max_steps=300, lr=2e-3),
+        peft=lazy(
+            "modeling.expert_lora.GptOssLoRA",
+            target_modules=["linear_qkv", "linear_proj", "experts.linear_fc1", "experts.linear_fc2"],
+            dim=16,
+            alpha=32,
+        ),
+        max_steps=100,
+        lr=1e-3,
+        devices=2,
+        expert=2,
+        precision="fp32",
+        export=run.Config(Export, weights="fp32"),
+    )

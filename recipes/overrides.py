@@ -1,0 +1,189 @@
+"""`key=value` on the command line: any field of a recipe, checked before anything runs.
+
+A field of one of our dataclasses is checked against its type. An argument of a class of another package is free where
+the recipe already names it; any other is looked up in that class's signature, and only that imports the package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from errors import ConfigurationError
+from recipes.config import resolve
+
+if typing.TYPE_CHECKING:
+    import nemo_run as run
+
+
+def apply_overrides(recipe: run.Config[Any], overrides: list[str]) -> None:
+    """Set each `a.b.c=value` in the recipe.
+
+    Raises:
+        ConfigurationError: no `=`, an unknown key (the near ones are named), or a value of the wrong kind.
+    """
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigurationError(f"{override!r} is no key=value: write for example trainer.max_steps=50.")
+        *parents, name = key.split(".")
+        node: Any = recipe
+        for depth, parent in enumerate(parents):
+            node = _child(node, parent, ".".join(parents[: depth + 1]), key)
+        _set(node, name, text, key)
+
+
+def _child(node: Any, name: str, path: str, key: str) -> Any:
+    import fiddle as fdl
+
+    if isinstance(node, dict):
+        return node.setdefault(name, {})
+    known = _parameters(node)
+    if name not in known:
+        raise _unknown(key, path, known)
+    child = getattr(node, name, None)
+    if child is None or not isinstance(child, fdl.Buildable | dict):
+        child = _as_config(child, known[name], path, key)
+        setattr(node, name, child)
+    return child
+
+
+def _as_config(value: Any, annotation: Any, path: str, key: str) -> Any:
+    """A dataclass instance, or a dataclass type whose value is None, as a configuration that can be changed."""
+    import nemo_run as run
+
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return run.Config(type(value), **fields)
+    for option in _options(annotation):
+        if dataclasses.is_dataclass(option):
+            return run.Config(option)  # pyright: ignore[reportArgumentType]
+    raise ConfigurationError(f"{key}: {path} is a plain value and has no fields.")
+
+
+def _set(node: Any, name: str, text: str, key: str) -> None:
+    value = parse_value(text)
+    if isinstance(node, dict):
+        node[name] = value
+        return
+    import fiddle as fdl
+
+    declared = name in fdl.ordered_arguments(node)
+    if _is_lazy(node) and declared:
+        setattr(node, name, _like(value, getattr(node, name), key))
+        return
+    known = _parameters(node)
+    if name not in known:
+        raise _unknown(key, key, known)
+    setattr(node, name, _fit(value, known[name], key))
+
+
+def parse_value(text: str) -> Any:
+    """`50`, `2e-4`, `true`, `null`, `[a, b]` and `{a: 1}` as Python values; anything else is the text itself."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
+    except (OmegaConfBaseException, ValueError):
+        return text
+
+
+def _is_lazy(node: Any) -> bool:
+    import fiddle as fdl
+    from nemo_run.cli.lazy import LazyTarget
+
+    return isinstance(fdl.get_callable(node), LazyTarget)
+
+
+def _parameters(node: Any) -> dict[str, Any]:
+    """Names and types of what `node` accepts; for a class of another package this imports it."""
+    import fiddle as fdl
+
+    target: Any = fdl.get_callable(node)
+    if _is_lazy(node):
+        from modeling import cpu_backend
+
+        if target.import_path.startswith(("nemo.", "megatron.", "modeling.")):
+            cpu_backend.activate()
+        target = resolve(target.import_path)
+    if dataclasses.is_dataclass(target):
+        hints = typing.get_type_hints(target) if target.__module__ == "recipes.config" else {}
+        return {f.name: hints.get(f.name, Any) for f in dataclasses.fields(target) if f.name != "raw"}
+    found: dict[str, Any] = {}
+    for parameter in _signature_chain(target):
+        found.setdefault(parameter.name, Any)
+    return found
+
+
+def _signature_chain(target: Any) -> list[inspect.Parameter]:
+    """Parameters of a class, with those of its bases as long as **kwargs hands them on."""
+    named: list[inspect.Parameter] = []
+    for cls in inspect.getmro(target) if inspect.isclass(target) else (target,):
+        if inspect.isclass(cls) and "__init__" not in vars(cls):
+            continue
+        parameters = list(inspect.signature(cls).parameters.values())
+        named += [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self"]
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    return named
+
+
+def _unknown(key: str, path: str, known: dict[str, Any]) -> ConfigurationError:
+    name = path.rpartition(".")[2]
+    prefix = path[: len(path) - len(name)]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known)
+    choices = ", ".join(prefix + choice for choice in near[:8])
+    return ConfigurationError(f"{key}: there is no field {path!r} in this recipe; near ones are {choices}.")
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _fit(value: Any, annotation: Any, key: str) -> Any:
+    """`value` as the type that a field of ours declares: an int where a float is wanted becomes one, and so on."""
+    options = _options(annotation)
+    for option in options:
+        kind = typing.get_origin(option) or option
+        if option is Any or (kind is type(None) and value is None):
+            return value
+        if kind is typing.Literal and value in typing.get_args(option):
+            return value
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if kind in (str, Path) and not isinstance(value, list | dict) and value is not None:
+            return str(value)
+        if kind is tuple and isinstance(value, list):
+            return tuple(value)
+        if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+            return value
+    wanted = " or ".join(_name(option) for option in options)
+    raise ConfigurationError(f"{key}: {value!r} is not {wanted}.")
+
+
+def _like(value: Any, present: Any, key: str) -> Any:
+    """`value` for an argument that the recipe sets already: of the same kind as what stands there."""
+    if value is None or present is None:
+        return value
+    if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    numbers = (int, float)
+    if isinstance(present, bool) != isinstance(value, bool) or (
+        isinstance(present, numbers) and not isinstance(value, numbers)
+    ):
+        raise ConfigurationError(f"{key}: {value!r} cannot stand for {present!r}, which the recipe has there.")
+    return value
+
+
+def _name(option: Any) -> str:
+    if typing.get_origin(option) is typing.Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(option))
+    return getattr(option, "__name__", str(option))

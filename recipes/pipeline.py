@@ -1,0 +1,212 @@
+"""The stages of a run, what each is made from, and which of them need not run again.
+
+    model → prepare → import → pretrain → finetune → evaluate → export
+
+`model` and `pretrain` exist in the rehearsal only. A stage's fingerprint is made of its own settings and of the
+fingerprints of the stages before it that it reads, so a change anywhere re-runs exactly what depends on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import artifacts
+from errors import LaunchError
+from recipes.config import Recipe, load_recipe
+
+RECIPE_FILE = "recipe.yaml"
+FORMAT = 1  # of what the stages write; raise it when their output changes, so that old output is not taken for current
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run: its recipe and where each stage's output lies."""
+
+    path: Path
+    recipe: Recipe
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Read a run folder.
+
+        Raises:
+            ConfigurationError: it holds no recipe.yaml.
+        """
+        return cls(path, load_recipe(path / RECIPE_FILE))
+
+    @property
+    def hf(self) -> str | Path:
+        """The base in Hugging Face form: the toy's folder, or what the recipe names."""
+        return self.path / self.recipe.model.hf if self.recipe.model.toy else self.recipe.model.hf
+
+    @property
+    def base(self) -> Path:
+        """The imported base as a NeMo checkpoint."""
+        return self.path / self.recipe.model.nemo
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def pretrain(self) -> Path:
+        return self.path / "pretrain"
+
+    @property
+    def finetune(self) -> Path:
+        return self.path / "finetune"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def exported(self) -> Path:
+        return self.path / "exported"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    Attributes:
+        output: the folder that it writes.
+        settings: what of the recipe decides its output, as JSON can carry it.
+        after: stages whose output it reads.
+        trains: whether it runs in as many processes as training does.
+        wanted: whether this recipe has the stage at all.
+    """
+
+    name: str
+    output: Callable[[RunFolder], Path]
+    settings: Callable[[RunFolder], dict[str, Any]]
+    after: tuple[str, ...] = ()
+    trains: bool = False
+    wanted: Callable[[Recipe], bool] = lambda _: True
+
+
+def _training(run: RunFolder) -> dict[str, Any]:
+    raw = run.recipe.raw
+    batches = {name: value for name, value in raw["data"].items() if name not in ("source", "prepare")}
+    return {"seed": run.recipe.seed, "model": raw["model"], "data": batches}
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "model",
+        output=lambda run: Path(run.hf),
+        settings=lambda run: {"toy": dataclasses.asdict(run.recipe.model.toy)} if run.recipe.model.toy else {},
+        wanted=lambda recipe: recipe.model.toy is not None,
+    ),
+    Stage(
+        "prepare",
+        output=lambda run: run.data,
+        settings=lambda run: {"data": _source(run.recipe.data.source), "prepare": run.recipe.raw["data"]["prepare"]},
+        after=("model",),
+    ),
+    Stage(
+        "import",
+        output=lambda run: run.base,
+        settings=lambda run: {"hf": run.recipe.model.hf},
+        after=("model",),
+    ),
+    Stage(
+        "pretrain",
+        output=lambda run: run.pretrain,
+        settings=lambda run: {**_training(run), "pretraining": run.recipe.raw["pretraining"]},
+        after=("prepare", "import"),
+        trains=True,
+        wanted=lambda recipe: recipe.pretraining is not None,
+    ),
+    Stage(
+        "finetune",
+        output=lambda run: run.finetune,
+        settings=lambda run: {
+            **_training(run),
+            **{name: run.recipe.raw.get(name) for name in ("trainer", "optim", "peft", "checkpoint")},
+        },
+        after=("prepare", "import", "pretrain"),
+        trains=True,
+    ),
+    Stage(
+        "evaluate",
+        output=lambda run: run.evaluation,
+        settings=lambda run: {"evaluation": run.recipe.raw.get("evaluation")},
+        after=("prepare", "finetune"),
+        trains=True,
+    ),
+    Stage(
+        "export",
+        output=lambda run: run.exported,
+        settings=lambda run: {"export": run.recipe.raw.get("export")},
+        after=("finetune", "evaluate"),
+    ),
+)
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The stages that this recipe has, in order."""
+    return [stage for stage in STAGES if stage.wanted(recipe)]
+
+
+def stage_named(name: str) -> Stage:
+    """The stage of that name.
+
+    Raises:
+        LaunchError: there is none.
+    """
+    for stage in STAGES:
+        if stage.name == name:
+            return stage
+    raise LaunchError(f"there is no stage {name!r}: the stages are {', '.join(stage.name for stage in STAGES)}.")
+
+
+def inputs_of(stage: Stage, run: RunFolder) -> dict[str, Any]:
+    """Everything that decides a stage's output; its hash is the stage's fingerprint."""
+    before = {
+        name: fingerprint_of(stage_named(name), run) for name in stage.after if stage_named(name).wanted(run.recipe)
+    }
+    return {"stage": stage.name, "format": FORMAT, "settings": stage.settings(run), "after": before}
+
+
+def fingerprint_of(stage: Stage, run: RunFolder) -> str:
+    """The fingerprint that the stage's record must carry to be current."""
+    return artifacts.fingerprint(inputs_of(stage, run))
+
+
+def record_of(stage: Stage, run: RunFolder) -> Path:
+    """Where the run keeps the stage's manifest: beside the outputs, since one may lie outside the run and be shared."""
+    return run.path / "stages" / f"{stage.name}.json"
+
+
+def is_current(stage: Stage, run: RunFolder) -> bool:
+    """Whether the stage's output is whole and was made from what the recipe says now."""
+    return artifacts.is_current(stage.output(run), fingerprint_of(stage, run), record_of(stage, run))
+
+
+def record(stage: Stage, run: RunFolder, details: dict[str, Any]) -> None:
+    """Note that the stage's output is whole, with figures for the table at the end of the run."""
+    file = record_of(stage, run)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    artifacts.write_manifest(stage.output(run), stage.name, inputs_of(stage, run), details, file)
+
+
+def details_of(stage: Stage, run: RunFolder) -> dict[str, Any]:
+    """The figures that `record` kept of the stage's last finished run."""
+    manifest = artifacts.read_manifest(stage.output(run), record_of(stage, run))
+    return manifest.details if manifest else {}
+
+
+def _source(source: str) -> dict[str, Any]:
+    """A ticket source by its content: a file's hash, a folder's files by theirs, or the name of a built-in source."""
+    path = Path(source)
+    if path.is_file():
+        return {"source": path.name, "sha256": artifacts.hash_file(path)}
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return {"source": {str(file.relative_to(path)): artifacts.hash_file(file) for file in files}}
+    return {"source": source}

@@ -1,0 +1,95 @@
+"""One stage of a run in a process of its own: `python -m recipes.stage RUN_FOLDER STAGE`.
+
+Executors start it, alone or once a rank under torchrun. The console shows what a person wants to read; everything that
+the libraries print goes to `logs/STAGE.log` in the run folder. A stage is recorded as done when its output is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+from errors import LaunchError, NemoRunError
+from recipes.console import rank, say, send_libraries_to
+from recipes.pipeline import RunFolder, Stage, is_current, record, stage_named
+
+LAUNCHER = "NEMO_RUN_LAUNCHER_PID"
+
+
+def log_of(run: RunFolder, stage: str, rank: int = 0) -> Path:
+    """Where a stage's processes write everything that does not belong on the console."""
+    return run.path / "logs" / (f"{stage}.log" if rank == 0 else f"{stage}.rank{rank}.log")
+
+
+def run_stage(run: RunFolder, stage: Stage) -> None:
+    """Run the stage's body in this process and, on rank 0, record its output.
+
+    Raises:
+        LaunchError: a stage whose output this one reads is not done.
+    """
+    for name in stage.after:
+        before = stage_named(name)
+        if before.wanted(run.recipe) and not is_current(before, run):
+            raise LaunchError(f"stage {stage.name} needs {before.output(run)}, which stage {name} has not finished.")
+    from recipes.bodies import BODIES
+
+    started = time.perf_counter()
+    details = BODIES[stage.name](run)
+    seconds = round(time.perf_counter() - started, 1)
+    if rank() == 0:
+        record(stage, run, {"seconds": seconds, **details})
+        say(f"{stage.name}: {details.get('made', 'done')} in {seconds:.1f} s → {os.path.relpath(stage.output(run))}")
+
+
+def _end_with_launcher() -> None:
+    """End this process when the launcher that waits for it is gone: kill -9 of the one must not leave the others.
+
+    Only local runs name a launcher; a job of a cluster outlives the shell that submitted it.
+    """
+    launcher = int(os.environ.get(LAUNCHER, "0"))
+    if not launcher:
+        return
+
+    def watch() -> None:
+        while True:
+            time.sleep(1)
+            try:
+                os.kill(launcher, 0)
+            except ProcessLookupError:
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> int:
+    """Run `RUN_FOLDER STAGE` from the command line; 0 when the stage is done, 1 otherwise."""
+    path, name = sys.argv[1:3]
+    _end_with_launcher()
+    run = RunFolder.open(Path(path))
+    send_libraries_to(log_of(run, name, rank()))
+    try:
+        run_stage(run, stage_named(name))
+    except NemoRunError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        # Peers wait for this rank in a collective; interpreter shutdown would wait for them.
+        os._exit(1)
+    finally:
+        with suppress(ValueError):
+            sys.stderr.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    # Skip interpreter shutdown: gloo's threads and NeMo's telemetry can hold it for seconds.
+    os._exit(status)

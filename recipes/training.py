@@ -1,0 +1,136 @@
+"""Training with NeMo's own `llm.finetune`: the objects of a recipe, completed with what follows from the machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from modeling import cpu_backend
+
+ON_CPU = cpu_backend.activate()  # before the imports below: NeMo and Megatron-core look for CUDA while they load
+
+from nemo import lightning as nl  # noqa: E402
+from nemo.collections import llm  # noqa: E402
+from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer  # noqa: E402
+from nemo.collections.llm.gpt.data.fine_tuning import FineTuningDataModule  # noqa: E402
+
+from modeling.hf_config import GptOssConfig  # noqa: E402
+from modeling.model_config import nemo_config  # noqa: E402
+from recipes.config import Deferred, Recipe  # noqa: E402
+from recipes.progress import ProgressLines  # noqa: E402
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+MIXED_PRECISION: dict[str, Literal["bf16-mixed", "32"]] = {"bf16": "bf16-mixed", "fp32": "32"}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One call of `llm.finetune`.
+
+    Attributes:
+        start: NeMo checkpoint whose weights training starts from.
+        hf_config: config.json of the model.
+        tokenizer: folder of the tokenizer.
+        dataset: folder with training.jsonl and validation.jsonl.
+        dataset_arguments: for NeMo's dataset class, such as the prompt template.
+        out: folder for checkpoints and history.
+    """
+
+    title: str
+    start: Path
+    hf_config: Path
+    tokenizer: Path
+    dataset: Path
+    dataset_arguments: dict[str, Any]
+    out: Path
+    recipe: Recipe
+
+    def run(self) -> None:
+        """Train to the end, from the last checkpoint in `out` where there is one."""
+        if ON_CPU:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        tokenizer = AutoTokenizer(str(self.tokenizer))
+        every = int(self.recipe.trainer.arguments.get("log_every_n_steps", 10))
+        progress = ProgressLines(self.title, self.out / "history.jsonl", every)
+        llm.finetune(
+            model=llm.GPTOSSModel(self._model_config(), tokenizer=tokenizer),
+            data=self._data(tokenizer),
+            trainer=self._trainer(progress),
+            log=self._log(),
+            optim=self._optimizer(),
+            resume=nl.AutoResume(
+                # the tokenizer is given above, and the context of our own import is for people, not for io.load_context
+                restore_config=nl.RestoreConfig(path=str(self.start), load_artifacts=False),
+                resume_if_exists=True,
+                resume_ignore_no_checkpoint=True,
+            ),
+            peft=self.recipe.peft.build() if self.recipe.peft else None,
+            tokenizer=None,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.recipe.model.precision]
+
+    def _model_config(self) -> Any:
+        overrides = self.recipe.model.config.arguments
+        config = GptOssConfig.from_file(self.hf_config)
+        return nemo_config(config, seq_length=self.recipe.data.seq_length, dtype=self.dtype, **overrides)
+
+    def _data(self, tokenizer: AutoTokenizer) -> FineTuningDataModule:
+        return FineTuningDataModule(
+            str(self.dataset),
+            seq_length=self.recipe.data.seq_length,
+            tokenizer=tokenizer,
+            micro_batch_size=self.recipe.data.micro_batch_size,
+            global_batch_size=self.recipe.data.global_batch_size,
+            seed=self.recipe.data.seed,
+            num_workers=0 if ON_CPU else 4,
+            dataset_kwargs=dict(self.dataset_arguments),
+        )
+
+    def _optimizer(self) -> Any:
+        """The recipe's optimizer; a schedule that names no length covers the training, 5 % of it warm-up."""
+        optim, steps = self.recipe.optim, int(self.recipe.trainer.arguments["max_steps"])
+        schedule = optim.arguments.get("lr_scheduler")
+        if not isinstance(schedule, Deferred):
+            return optim.build()
+        derived = {"max_steps": steps, "warmup_steps": max(1, steps // 20)}
+        return optim.build(lr_scheduler=schedule.build(**(derived | schedule.arguments)))
+
+    def _trainer(self, progress: ProgressLines) -> nl.Trainer:
+        strategy = self.recipe.trainer.arguments["strategy"]
+        parallel = strategy.arguments
+        derived: dict[str, Any] = {
+            # Megatron's MoE training demands sequence parallelism with TP, and its expert biases forbid expert TP.
+            "sequence_parallel": parallel.get("tensor_model_parallel_size", 1) > 1,
+            "expert_tensor_parallel_size": 1,
+            "pipeline_dtype": self.dtype,
+        }
+        if ON_CPU:
+            derived |= {"process_group_backend": "gloo", "ckpt_async_save": False}
+        steps = int(self.recipe.trainer.arguments["max_steps"])
+        return self.recipe.trainer.build(
+            val_check_interval=min(steps, int(self.recipe.trainer.arguments.get("val_check_interval", steps))),
+            strategy=strategy.build(**(derived | parallel)),
+            accelerator="cpu" if ON_CPU else "gpu",
+            plugins=nl.MegatronMixedPrecision(precision=MIXED_PRECISION[self.recipe.model.precision]),
+            callbacks=[progress],
+            # NeMo's own printer calls a collective on rank 0 alone (progress_printer.py:153) and hangs the others.
+            enable_progress_bar=False,
+            logger=False,
+            use_distributed_sampler=False,
+        )
+
+    def _log(self) -> nl.NeMoLogger:
+        return nl.NeMoLogger(
+            log_dir=str(self.out.parent),
+            name=self.out.name,
+            use_datetime_version=False,
+            ckpt=self.recipe.checkpoint.build(),
+            update_logger_directory=False,
+        )

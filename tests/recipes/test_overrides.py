@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errors import ConfigurationError
+from launch.recipes import configured, make_run
+from recipes.overrides import parse_value
+
+TINY = Path(__file__).parents[2] / "recipes" / "gpt_oss_tiny_lora.py"
+
+
+def at(tree: Any, path: str) -> Any:
+    for name in path.split("."):
+        tree = tree[name]
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("optim.config.lr=2e-4", 2e-4),
+        ("optim.config.lr=1", 1.0),
+        ("peft.dim=16", 16),
+        ("trainer.max_steps=50", 50),
+        ("trainer.strategy.tensor_model_parallel_size=2", 2),
+        ("peft.target_modules=[linear_qkv]", ["linear_qkv"]),
+        ("data.source=../a b/tickets.csv", "../a b/tickets.csv"),
+        ("data.global_batch_size=32", 32),
+        ("data.prepare.seed=7", 7),
+        ("model.toy.num_hidden_layers=3", 3),
+        ("peft=null", None),
+        ("pretraining=null", None),
+        ("name=mine", "mine"),
+    ],
+)
+def test_key_value_reaches_the_field(override: str, value: Any) -> None:
+    tree = configured(TINY, [override])
+    assert at(tree, override.partition("=")[0]) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.sorce=x", "data.source"),
+        ("peft.dimm=x", "peft.dim"),
+        ("pfet.dim=8", "peft"),
+        ("trainer.max_step=5", "trainer.max_steps"),
+        ("trainer.strategy.tensor_parallel_size=2", "tensor_model_parallel_size"),
+        ("optim.config.learning_rate=1", "optim.config"),
+        ("trainer.max_steps", "no key=value"),
+        ("=5", "no key=value"),
+        ("data.global_batch_size=many", "'many' is not int"),
+        ("trainer.max_steps=soon", "cannot stand for"),
+        ("data.source.file=x", "plain value"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_that_helps(override: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message.replace(".", r"\.")):
+        configured(TINY, [override])
+
+
+def test_arguments_that_the_recipe_does_not_name_are_checked_against_nemo() -> None:
+    tree = configured(TINY, ["trainer.gradient_clip_val=1.0", "trainer.strategy.ckpt_parallel_save=false"])
+    assert at(tree, "trainer.gradient_clip_val") == 1.0
+    assert at(tree, "trainer.strategy.ckpt_parallel_save") is False
+
+
+def test_overrides_name_the_run_and_the_same_ones_find_it_again(tmp_path: Path) -> None:
+    plain = make_run(TINY, [], tmp_path)
+    changed = make_run(TINY, ["peft.dim=8", "trainer.max_steps=5"], tmp_path)
+    again = make_run(TINY, ["trainer.max_steps=5", "peft.dim=8"], tmp_path)
+    assert plain.path.name == "gpt_oss_tiny_lora"
+    assert changed.path.name.startswith("gpt_oss_tiny_lora-")
+    assert changed.path == again.path
+    assert make_run(TINY, ["peft.dim=8", "name=mine"], tmp_path).path.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("50", 50), ("2e-4", 2e-4), ("true", True), ("null", None), ("[a, b]", ["a", "b"]), ("x=y", "x=y"), ("[", "[")],
+)
+def test_values(text: str, value: Any) -> None:
+    assert parse_value(text) == value
+
+
+def test_unknown_recipe_names_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match="gpt_oss_tiny_lora"):
+        configured(TINY.with_name("gpt_oss_tyni_lora.py"), [])
