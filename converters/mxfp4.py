@@ -112,7 +112,7 @@ def _requantize(values: np.ndarray, scales: np.ndarray, pairs: np.ndarray, block
         shift = (np.int64(scales[row]) - 127) << 7
         for column in range(16):
             pair = values[row, column]
-            byte = _code(pair & 0xFFFF, shift) | (_code(pair >> 16, shift) << 4)
+            byte = _code(pair & 0xFFFF, shift) | (_code(pair >> 16, shift) << 4)  # pyright: ignore[reportArgumentType]
             if table[byte] != pair:
                 # a subnormal or an infinity, or no value of this scale at all
                 byte = 0
@@ -130,8 +130,8 @@ def _code(bits: int, shift: int) -> int:
     sign = (np.int64(bits) >> 12) & 8
     steps = ((np.int64(bits) & 0x7FFF) - shift - 0x3F00) >> 6  # half powers of two above 0.5, which is bf16 0x3F00
     if steps < 0 or steps > 7:
-        return sign
-    return sign | (steps if steps > 0 else 1)
+        return sign  # pyright: ignore[reportReturnType]
+    return sign | (steps if steps > 0 else 1)  # pyright: ignore[reportReturnType]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -155,4 +155,4 @@ def _nearest(value: float) -> int:
     """The nibble nearest to |value|; at a tie the one whose mantissa bit is 0."""
     size = abs(value)
     low = np.uint32(size > 0.25) + np.uint32(size >= 0.75) + np.uint32(size > 1.25)
-    return low + np.uint32(size >= 1.75) + np.uint32(size > 2.5) + np.uint32(size >= 3.5) + np.uint32(size > 5.0)
+    return low + np.uint32(size >= 1.75) + np.uint32(size > 2.5) + np.uint32(size >= 3.5) + np.uint32(size > 5.0)  # pyright: ignore[reportReturnType]

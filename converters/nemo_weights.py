@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -37,6 +36,7 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from errors import CheckpointError
 
@@ -79,7 +79,7 @@ def write_weights(
     planner = _PieceSavePlanner(pieces, empty_states, progress)
     # One thread: pieces are produced in the order of the plan, so that at most one is held.
     writer = FileSystemWriter(folder, single_file_per_rank=True, thread_count=1)
-    dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
+    save({}, storage_writer=writer, planner=planner, no_dist=True)
     torch.save({}, folder / "common.pt")
     (folder / "metadata.json").write_text(json.dumps(FORMAT))
 

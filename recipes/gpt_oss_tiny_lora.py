@@ -33,7 +33,7 @@ def recipe() -> run.Config[Recipe]:
             micro_batch_size=8,
             global_batch_size=16,
         ),
-        pretraining=run.Config(Pretraining, max_steps=300, lr=2e-3),
+        pretraining=run.Config(Pretraining, max_steps=200, lr=2e-3),
         peft=lazy(
             "modeling.expert_lora.GptOssLoRA",
             target_modules=["linear_qkv", "linear_proj", "experts.linear_fc1", "experts.linear_fc2"],

@@ -85,12 +85,13 @@ def _set(node: Any, name: str, text: str, key: str) -> None:
 
 def parse_value(text: str) -> Any:
     """`50`, `2e-4`, `true`, `null`, `[a, b]` and `{a: 1}` as Python values; anything else is the text itself."""
+    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
-    except (OmegaConfBaseException, ValueError):
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError):
         return text
 
 

@@ -1,0 +1,61 @@
+"""What several test files share: the rehearsal, run once a session."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished command."""
+
+    status: int
+    out: str
+    err: str
+
+
+def nemo_run(*arguments: str | Path, cwd: Path, timeout: int = 600) -> Ran:
+    """Run the command line in a process of its own, as a user would."""
+    command = [sys.executable, "-m", "launch.cli", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "160"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A short run of the tiny recipe: every stage, few steps."""
+
+    cwd: Path
+    arguments: tuple[str, ...]
+    first: Ran
+
+    @property
+    def run(self) -> Path:
+        return self.cwd / "runs" / "short"
+
+    def again(self) -> Ran:
+        """The same command once more."""
+        return nemo_run(*self.arguments, cwd=self.cwd)
+
+
+@pytest.fixture(scope="session")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
+    cwd = tmp_path_factory.mktemp("rehearsal")
+    arguments = (
+        "launch",
+        str(REPOSITORY / "recipes" / "gpt_oss_tiny_lora.py"),
+        "name=short",
+        "pretraining.max_steps=20",
+        "trainer.max_steps=12",
+        "evaluation.max_tickets=40",
+    )
+    return Rehearsal(cwd, arguments, nemo_run(*arguments, cwd=cwd))
