@@ -7,7 +7,7 @@ import sys
 import typer
 
 from errors import NemoRunError
-from launch import convert, evaluate, launch, prepare
+from launch import convert, evaluate, launch, plan, prepare
 
 app = typer.Typer(
     name="nemo-run",
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command("prepare")(prepare.prepare)
 app.add_typer(convert.app, name="convert")
 app.command("launch")(launch.launch)
+app.command("plan")(plan.plan)
 app.command("evaluate")(evaluate.evaluate)
 
 

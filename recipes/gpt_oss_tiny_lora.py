@@ -40,7 +40,7 @@ def recipe() -> run.Config[Recipe]:
             dim=16,
             alpha=32,
         ),
-        max_steps=100,
+        max_steps=60,
         lr=1e-3,
         devices=2,
         expert=2,

@@ -72,7 +72,12 @@ def test_missing_tokenizer(hf: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "word"),
-    [("", "empty"), ("subject,priority\na,b\n", "queue"), ("queue,priority\na,b\n", "--body"), ("queue,body\n", "no tickets")],
+    [
+        ("", "empty"),
+        ("subject,priority\na,b\n", "queue"),
+        ("queue,priority\na,b\n", "--body"),
+        ("queue,body\n", "no tickets"),
+    ],
 )
 def test_tables_that_cannot_be_used(tmp_path: Path, content: str, word: str) -> None:
     (tmp_path / "tickets.csv").write_text(content)
