@@ -3,25 +3,63 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+import numpy as np
 import torch
 
 import artifacts
-from converters.hf_reader import pieces
-from converters.hf_writer import parse_size, write_safetensors
+from converters.folders import GENERATION, LICENSES, TOKENIZER_FILES, copy_files, resumable_folder, source_files
+from converters.hf_reader import BLOCKS, SCALES
+from converters.import_hf import CONFIG, SCALES_FILE, Counter
 from converters.lora import Adapter
-from converters.mapping import TABLE, Entry
+from converters.mapping import TABLE, Entry, Place, layers_of, places
+from converters.model_card import model_card
+from converters.mxfp4 import BLOCK, dequantize, quantize, requantize
+from converters.nemo_context import TOKENIZER
 from converters.nemo_weights import WeightsReader
+from converters.openai_layout import QUANTIZATION
+from converters.safetensors_files import Group, SafetensorsReader, Slab, TensorSpec, write_sharded
+from converters.sizes import parse_size
 from errors import CheckpointError, ConfigurationError
 from modeling.hf_config import GptOssConfig
 
-Weights = Literal["auto", "fp32", "bf16"]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MXFP4 = "mxfp4"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Quantization:
+    """What became of the expert matrices in an MXFP4 export.
+
+    Attributes:
+        kept: number of experts' matrices that carry their original blocks and scales.
+        squares: of each quantized (layer, matrix): sums of the squared error and of the squared values.
+    """
+
+    kept: int = 0
+    squares: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add_kept(self) -> None:
+        with self._lock:
+            self.kept += 1
+
+    def add_error(self, name: str, error: float, value: float) -> None:
+        with self._lock:
+            before = self.squares.get(name, (0.0, 0.0))
+            self.squares[name] = (before[0] + error, before[1] + value)
+
+    def relative_errors(self) -> dict[str, float]:
+        """Root mean square error over root mean square value, by tensor name; quantized experts only."""
+        return {name: math.sqrt(e / v) if v else 0.0 for name, (e, v) in sorted(self.squares.items())}
 
 
 def export_checkpoint(
@@ -34,55 +72,78 @@ def export_checkpoint(
     like: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Write a complete Hugging Face folder: safetensors with index, config, generation_config and tokenizer.
+    """Write a complete Hugging Face folder: safetensors with index, config, generation_config, tokenizer, model card.
 
     Args:
         nemo: a checkpoint of our import, or of NeMo's training in full.
         adapter: an adapter checkpoint to merge, in fp32.
-        weights: dtype of the output; "auto" is the checkpoint's own.
+        weights: "fp32", "bf16" or "mxfp4"; "auto" is the checkpoint's own dtype. As MXFP4, experts that training did
+            not touch get their original blocks and scales back, byte for byte.
         like: our import (or the Hugging Face folder) that gives config.json and the tokenizer, where `nemo` is a
             checkpoint that NeMo saved and holds neither.
         progress: called with bytes written and bytes in all.
     Raises:
-        CheckpointError: a checkpoint is damaged or not gpt-oss. ConfigurationError: an unknown `weights`.
+        CheckpointError: a checkpoint is damaged or not gpt-oss; or the disk is too small.
+        ConfigurationError: an unknown `weights`, or a model whose widths MXFP4 cannot hold.
     """
-    if weights not in ("auto", *_DTYPES):
-        raise ConfigurationError(f"weights {weights!r} is not one of auto, {', '.join(_DTYPES)}.")
-    source = _Source(nemo, like or nemo)
+    if weights not in ("auto", MXFP4, *DTYPES):
+        raise ConfigurationError(f"weights {weights!r} is not one of auto, {MXFP4}, {', '.join(DTYPES)}.")
+    source = Source(nemo, like or nemo)
     merged = Adapter.open(adapter) if adapter else None
-    dtype = source.dtype if weights == "auto" else _DTYPES[weights]
     limit = parse_size(shard_size)
-    source.check()
-    with artifacts.new_folder(out) as folder:
-        _write_files(source, folder, dtype)
-        total = sum(dtype.itemsize * source.size(entry) for entry in TABLE)
-        done = 0
-
-        def count(bytes_taken: int) -> None:
-            nonlocal done
-            done += bytes_taken
-            progress(done, total)
-
-        write_safetensors(folder, _tensors(source, merged, dtype), limit, count)
-        inputs = {"nemo": str(nemo.resolve()), "adapter": str(adapter.resolve()) if adapter else None}
-        artifacts.write_manifest(folder, "hf-checkpoint", {**inputs, "weights": weights, "shard_size": shard_size})
+    export = _Export(source, merged, weights)
+    groups = export.groups()
+    inputs = {
+        "kind": "export",
+        "files": source.identity() | (_identity(adapter) if adapter else {}),
+        "weights": weights,
+        "shard_size": limit,
+    }
+    if artifacts.is_current(out, artifacts.fingerprint(inputs)):
+        return out
+    total = sum(group.bytes for group in groups)
+    with resumable_folder(out, inputs, total) as folder:
+        write_sharded(folder, groups, limit, Counter(total, progress))
+        details: dict[str, Any] = {"nemo": str(nemo), "adapter": str(adapter) if adapter else None}
+        if weights == MXFP4:
+            details |= {"kept": export.quantization.kept, "relative_errors": export.quantization.relative_errors()}
+        _write_files(source, folder, export, details)
+        artifacts.write_manifest(folder, "hf-checkpoint", inputs, details)
     return out
 
 
-class _Source:
+class Source:
+    """A NeMo checkpoint and what an export needs besides its weights.
+
+    Raises:
+        CheckpointError: a tensor is missing, of another shape, or unknown; or there is no config.json.
+    """
+
     def __init__(self, nemo: Path, like: Path) -> None:
+        self.nemo, self.like = nemo, like
         self.weights = WeightsReader(nemo / "weights")
         context = like / "context"
-        self.config_file = next((f for f in (context / "hf_config.json", like / "config.json") if f.is_file()), None)
+        self.config_file = next((f for f in (context / CONFIG, like / "config.json") if f.is_file()), None)
         if self.config_file is None:
             raise CheckpointError(f"{like} holds no config.json of its model: name the imported base with --like.")
         self.config = GptOssConfig.from_file(self.config_file)
-        self.tokenizer = context / "nemo_tokenizer" if (context / "nemo_tokenizer").is_dir() else like
-        self.generation = self.config_file.with_name("generation_config.json")
+        self.tokenizer = context / TOKENIZER if (context / TOKENIZER).is_dir() else like
         self.dtype = self.weights.dtype("decoder.final_layernorm.weight")
+        self._check()
 
-    def check(self) -> None:
-        """Every tensor of the table is there, in its shape, and the checkpoint holds no other."""
+    @cached_property
+    def scales(self) -> SafetensorsReader | None:
+        """The MXFP4 scales that an import kept."""
+        file = self.like / SCALES_FILE
+        return SafetensorsReader(file) if file.is_file() else None
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this source from another."""
+        files = [self.like / SCALES_FILE, *(self.tokenizer / name for name in TOKENIZER_FILES)]
+        assert self.config_file is not None
+        return _identity(self.nemo) | source_files([self.config_file, *files])
+
+    def _check(self) -> None:
         for entry in TABLE:
             expected = (*entry.leading(self.config), *entry.shape(self.config))
             if self.weights.shape(entry.nemo) != expected:
@@ -93,56 +154,112 @@ class _Source:
         if unknown:
             raise CheckpointError(f"{self.weights.folder} holds tensors that gpt-oss has not, such as {unknown[0]}.")
 
-    def size(self, entry: Entry) -> int:
-        return torch.Size((*entry.leading(self.config), *entry.shape(self.config))).numel()
+
+def _identity(nemo: Path) -> dict[str, Any]:
+    files = sorted((nemo / "weights").iterdir())
+    return {f"{nemo}/{name}": value for name, value in source_files([*files, nemo / "context" / "io.json"]).items()}
 
 
-def _tensors(source: _Source, adapter: Adapter | None, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    layers = range(source.config.num_layers)
-    for layer in layers:
-        for entry in TABLE:
-            if entry.per_layer:
-                yield from _entry_tensors(source, adapter, dtype, entry, layer)
-    for entry in TABLE:
-        if not entry.per_layer:
-            yield from _entry_tensors(source, adapter, dtype, entry, 0)
+class _Export:
+    """The tensors of one export, and how each is produced."""
+
+    def __init__(self, source: Source, adapter: Adapter | None, weights: str) -> None:
+        self.source, self.adapter = source, adapter
+        self.config = source.config
+        self.mxfp4 = weights == MXFP4
+        self.dtype = DTYPES.get(weights)
+        self.quantization = Quantization()
+
+    def groups(self) -> list[Group]:
+        return [self._group(entry, layer) for entry, layer in layers_of(self.config)]
+
+    def plain_dtype(self, entry: Entry) -> torch.dtype:
+        """Of a tensor that is not MXFP4: as asked for; else the checkpoint's own, bf16 beside MXFP4."""
+        if self.mxfp4:
+            return torch.bfloat16
+        return self.dtype or self.source.weights.dtype(entry.nemo)
+
+    def _group(self, entry: Entry, layer: int) -> Group:
+        names = [name.format(layer=layer) for name in entry.hf]
+        shapes = entry.hf_shapes(self.config)
+        where = list(places(entry, self.config, layer))
+        if entry.is_expert_matrix and self.mxfp4:
+            return self._mxfp4_group(entry, names[0], shapes[0], where)
+        dtype = self.plain_dtype(entry)
+        if entry.per_expert:
+            # plain experts are stored transposed: (E, in, out)
+            shapes = ((self.config.num_experts, *reversed(shapes[0])),)
+        specs = tuple(TensorSpec(name, dtype, shape) for name, shape in zip(names, shapes, strict=True))
+        return Group(specs, tuple(partial(self._plain, entry, place, specs) for place in where))
+
+    def _plain(self, entry: Entry, place: Place, specs: tuple[TensorSpec, ...]) -> list[Slab]:
+        parts = entry.to_hf(self._value(entry, place).to(specs[0].dtype), self.config)
+        if place.expert is not None:
+            return [Slab(specs[0].name, place.expert, parts[0].T if parts[0].dim() == 2 else parts[0])]
+        start = place.rows[0] if place.rows else 0
+        return [Slab(spec.name, start, part) for spec, part in zip(specs, parts, strict=True)]
+
+    def _value(self, entry: Entry, place: Place) -> torch.Tensor:
+        value = self.source.weights.read(entry.nemo, *place.leading, rows=place.rows)
+        return self.adapter.apply(entry, value, place) if self.adapter else value
+
+    def _mxfp4_group(self, entry: Entry, name: str, rows: tuple[int, ...], where: list[Place]) -> Group:
+        out, width = rows
+        if width % BLOCK:
+            raise ConfigurationError(f"{name} has rows of {width} values, no multiple of {BLOCK}: export it as bf16.")
+        scales = (self.config.num_experts, out, width // BLOCK)
+        blocks = TensorSpec(name + BLOCKS, torch.uint8, (*scales, BLOCK // 2))
+        jobs = tuple(partial(self._quantized, entry, place, name) for place in where)
+        return Group((blocks, TensorSpec(name + SCALES, torch.uint8, scales)), jobs)
+
+    def _quantized(self, entry: Entry, place: Place, name: str) -> list[Slab]:
+        expert = place.leading[1]
+        (value,) = entry.to_hf(self._value(entry, place), self.config)
+        original = self.source.scales.slice(name + SCALES)[expert].numpy() if self.source.scales else None
+        blocks = _exact(value, original) if original is not None else None
+        if blocks is not None and original is not None:
+            self.quantization.add_kept()
+            return [Slab(name + BLOCKS, expert, blocks), Slab(name + SCALES, expert, original)]
+        exact = value.float().numpy()
+        try:
+            blocks, scales = quantize(exact)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.source.nemo}: {name}, expert {expert}: {error}") from None
+        rounded = (dequantize(blocks, scales).astype(np.uint32) << 16).view(np.float32)
+        error, size = np.linalg.norm(rounded - exact) ** 2, np.linalg.norm(exact) ** 2
+        self.quantization.add_error(name, float(error), float(size))
+        return [Slab(name + BLOCKS, expert, blocks), Slab(name + SCALES, expert, scales)]
 
 
-def _entry_tensors(
-    source: _Source, adapter: Adapter | None, dtype: torch.dtype, entry: Entry, layer: int
-) -> Iterator[tuple[str, torch.Tensor]]:
-    names = [name.format(layer=layer) for name in entry.hf]
-    if not entry.per_expert:
-        yield from zip(names, _hf_parts(source, adapter, dtype, entry, layer, None), strict=True)
-        return
-    rows = entry.hf_shapes(source.config)[0]
-    shape = (source.config.num_experts, *reversed(rows))  # plain experts are stored transposed: (E, in, out)
-    stacked = torch.empty(shape, dtype=dtype)
-    for of_layer, expert in pieces(entry, source.config):
-        if of_layer == layer and expert is not None:
-            (part,) = _hf_parts(source, adapter, dtype, entry, layer, expert)
-            stacked[expert] = part.T if part.dim() == 2 else part
-    yield names[0], stacked
+def _exact(value: torch.Tensor, scales: np.ndarray) -> np.ndarray | None:
+    """The blocks of values that are still what these scales can express; None where they are not."""
+    bf16 = value.bfloat16()
+    if value.dtype != torch.bfloat16 and not torch.equal(bf16.to(value.dtype), value):
+        return None
+    return requantize(bf16.contiguous().view(torch.int16).numpy().view(np.uint16), scales)
 
 
-def _hf_parts(
-    source: _Source, adapter: Adapter | None, dtype: torch.dtype, entry: Entry, layer: int, expert: int | None
-) -> list[torch.Tensor]:
-    where = () if not entry.per_layer else (layer,) if expert is None else (layer, expert)
-    value = source.weights.read(entry.nemo, *where)
-    if adapter is not None and entry.per_layer:
-        value = adapter.apply(entry, value, layer, expert)
-    return entry.to_hf(value.to(dtype), source.config)
+def _write_files(source: Source, folder: Path, export: _Export, details: dict[str, Any]) -> None:
+    assert source.config_file is not None
+    _write_config(source.config_file, folder / "config.json", export)
+    beside = source.config_file.parent
+    copy_files((GENERATION, *LICENSES), beside, folder)
+    copy_files(TOKENIZER_FILES, source.tokenizer, folder)
+    storage = MXFP4 if export.mxfp4 else str(export.plain_dtype(TABLE[0])).removeprefix("torch.")
+    (folder / "README.md").write_text(model_card(source.nemo, source.like, storage, details))
 
 
-def _write_files(source: _Source, folder: Path, dtype: torch.dtype) -> None:
-    config = {name: value for name, value in source.config.raw.items() if name != "quantization_config"}
-    # "dtype" is the name since transformers 4.56, "torch_dtype" the one before; one of them must tell the truth
-    config.pop("torch_dtype", None)
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    if source.generation.is_file():
-        shutil.copyfile(source.generation, folder / "generation_config.json")
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
-        if (source.tokenizer / name).is_file():
-            shutil.copyfile(source.tokenizer / name, folder / name)
+def _write_config(original: Path, target: Path, export: _Export) -> None:
+    """The original config.json, byte for byte where it already says how the weights are stored."""
+    raw = json.loads(original.read_text())
+    config = {name: value for name, value in raw.items() if name != "quantization_config"}
+    if export.mxfp4:
+        config["quantization_config"] = raw.get("quantization_config", QUANTIZATION)
+    # "dtype" is the name since transformers 4.56, "torch_dtype" the one before; where one stands it must tell the truth
+    plain = str(export.plain_dtype(TABLE[0])).removeprefix("torch.")
+    stands = [name for name in ("dtype", "torch_dtype") if name in raw]
+    config |= dict.fromkeys(stands or ([] if plain == "bfloat16" and export.mxfp4 else ["dtype"]), plain)
+    if config == raw:
+        target.write_bytes(original.read_bytes())
+    else:
+        target.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""Read a Hugging Face gpt-oss folder tensor by tensor, expert by expert; MXFP4 or plain, sharded or not."""
+"""Read a gpt-oss folder as Hugging Face stores it (MXFP4 or plain), or OpenAI's `original/`, one part at a time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
-from converters.mapping import TABLE, Entry
+from converters import openai_layout
+from converters.mapping import Entry, Place, layers_of
 from converters.mxfp4 import BLOCK, dequantize
-from errors import CheckpointError
+from converters.safetensors_files import SafetensorsReader
+from errors import CheckpointError, ConfigurationError
 from modeling.hf_config import GptOssConfig
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 BLOCKS, SCALES = "_blocks", "_scales"
 
 
@@ -27,125 +26,141 @@ class HfReader:
 
     Raises:
         CheckpointError: a file or tensor is missing, damaged, of another shape or unknown.
+        ConfigurationError: config.json is missing or describes no gpt-oss.
     """
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is no folder: name one with config.json and *.safetensors, or a Hub id.")
         self.folder = folder
-        self.config = GptOssConfig.from_file(folder)
-        self._opened: dict[str, Any] = {}
+        config = self._openai_config(folder / "config.json")
+        self.config = GptOssConfig.from_file(folder) if config is None else config
+        self.files = SafetensorsReader(folder)
         self._check()
 
     @cached_property
-    def shards(self) -> list[str]:
-        """Names of the safetensors files."""
-        return sorted(set(self._file_of.values()))
+    def openai(self) -> bool:
+        """Whether this is OpenAI's own layout; told by the tensor names."""
+        return openai_layout.MARK in self.files.file_of
 
     @cached_property
     def mxfp4(self) -> bool:
         """Whether the experts are stored as MXFP4 blocks and scales; told by the tensor names."""
-        return any(name.endswith(BLOCKS) for name in self._file_of)
+        return any(name.endswith((BLOCKS, ".blocks")) for name in self.files.file_of)
 
     @cached_property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the plain tensors; MXFP4 experts decode to bf16."""
-        return self._plain("model.norm.weight").dtype
+    def config_json(self) -> dict[str, Any]:
+        """config.json in Hugging Face's fields."""
+        raw = dict(self.config.raw)
+        return raw | {"quantization_config": openai_layout.QUANTIZATION} if self.openai and self.mxfp4 else raw
 
     @cached_property
-    def _file_of(self) -> dict[str, str]:
-        index = self.folder / INDEX
-        if index.is_file():
-            try:
-                weight_map = json.loads(index.read_text())["weight_map"]
-            except (ValueError, KeyError, TypeError):
-                raise CheckpointError(f"{index} is damaged: fetch it again.") from None
-            for file in sorted(set(weight_map.values())):
-                present = set(self._file(file).keys())
-                for name in sorted(name for name, where in weight_map.items() if where == file):
-                    if name not in present:
-                        raise CheckpointError(f"{self.folder / file} lacks {name}, which the index says it holds.")
-            return dict(weight_map)
-        files = [self.folder / SINGLE] if (self.folder / SINGLE).is_file() else []
-        if not files:
-            raise CheckpointError(f"{self.folder} holds neither {INDEX} nor {SINGLE}: fetch the model again.")
-        return dict.fromkeys(self._file(SINGLE).keys(), SINGLE)
+    def tokenizer(self) -> Path:
+        """The folder with the tokenizer: this one, or the one above `original/`.
 
-    def _file(self, name: str) -> Any:
-        if name not in self._opened:
-            path = self.folder / name
-            try:
-                self._opened[name] = safe_open(path, framework="pt")
-            except FileNotFoundError:
-                raise CheckpointError(f"{path} is missing: fetch the model again.") from None
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path} is truncated or damaged ({error}): fetch it again.") from None
-        return self._opened[name]
+        Raises:
+            CheckpointError: neither holds one.
+        """
+        for folder in (self.folder, *([self.folder.parent] if self.openai else [])):
+            missing = [name for name in ("tokenizer.json", "tokenizer_config.json") if not (folder / name).is_file()]
+            if not missing:
+                return folder
+        raise CheckpointError(f"{self.folder} lacks its tokenizer ({', '.join(missing)}): copy it there.")
+
+    def dtype(self, entry: Entry, layer: int) -> torch.dtype:
+        """Dtype of a tensor of the table; MXFP4 decodes to bf16.
+
+        Raises:
+            CheckpointError: it is made of tensors of different dtypes.
+        """
+        if entry.is_expert_matrix and self.mxfp4:
+            return torch.bfloat16
+        names = [name.format(layer=layer) for name in entry.hf]
+        dtypes = {self.files.dtype(self._at(name)[0]) for name in names}
+        if len(dtypes) > 1:
+            raise CheckpointError(f"{self.folder}: {' and '.join(names)} have different dtypes: convert them to one.")
+        return dtypes.pop()
+
+    def read(self, entry: Entry, place: Place) -> torch.Tensor:
+        """A part of a Megatron tensor.
+
+        Raises:
+            CheckpointError: an MXFP4 scale is NaN.
+        """
+        parts = [self._part(entry, name.format(layer=place.layer), place) for name in entry.hf]
+        return entry.to_nemo(parts, self.config).contiguous()
+
+    def blocks(self, entry: Entry, place: Place) -> np.ndarray:
+        """uint8 (out, in/32, 16), MXFP4 blocks of one expert, rows in Hugging Face's order."""
+        return self._slice(entry.hf[0].format(layer=place.layer) + BLOCKS)[place.expert].numpy()
+
+    def scales(self, entry: Entry, place: Place) -> np.ndarray:
+        """uint8 (out, in/32), MXFP4 scales of one expert, rows in Hugging Face's order."""
+        return self._slice(entry.hf[0].format(layer=place.layer) + SCALES)[place.expert].numpy()
+
+    def _openai_config(self, file: Path) -> GptOssConfig | None:
+        try:
+            raw = json.loads(file.read_text())
+        except (OSError, ValueError):
+            return None  # GptOssConfig.from_file says what is wrong
+        if not isinstance(raw, dict) or "model_type" in raw or "rope_scaling_factor" not in raw:
+            return None
+        try:
+            return GptOssConfig.from_dict(openai_layout.to_hf_config(raw), str(file))
+        except KeyError as error:
+            raise ConfigurationError(f"{file} has no field {error.args[0]!r}: fetch the model again.") from None
+
+    def _at(self, name: str) -> tuple[str, tuple[int, int] | None]:
+        return openai_layout.stored_at(name, self.config) if self.openai else (name, None)
 
     def _slice(self, name: str) -> Any:
-        if name not in self._file_of:
-            raise CheckpointError(f"{self.folder} lacks the tensor {name}: fetch the model again.")
-        return self._file(self._file_of[name]).get_slice(name)
+        return self.files.slice(self._at(name)[0])
 
-    def _plain(self, name: str) -> torch.Tensor:
-        return self._slice(name)[:]
+    def _part(self, entry: Entry, name: str, place: Place) -> torch.Tensor:
+        if entry.is_expert_matrix and self.mxfp4:
+            try:
+                bits = dequantize(self.blocks(entry, place), self.scales(entry, place))
+            except CheckpointError as error:
+                raise CheckpointError(f"{self.folder}: {name}, expert {place.expert}: {error}") from None
+            return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+        stored, rows = self._at(name)
+        tensor = self.files.slice(stored)
+        if place.expert is not None:
+            value = tensor[place.expert]
+            # Hugging Face multiplies activations from the left, OpenAI stores rows of the output
+            return value.T if entry.is_expert_matrix and not self.openai else value
+        first, last = place.rows or rows or (0, tensor.get_shape()[0])
+        return tensor[first:last]
 
     def _check(self) -> None:
         known: set[str] = set()
-        for entry in TABLE:
-            for layer in range(self.config.num_layers if entry.per_layer else 1):
-                for name, shape in zip(entry.hf, entry.hf_shapes(self.config), strict=True):
-                    known |= self._check_tensor(entry, name.format(layer=layer), shape)
-        unknown = sorted(set(self._file_of) - known)
+        for entry, layer in layers_of(self.config):
+            for name, shape in zip(entry.hf, entry.hf_shapes(self.config), strict=True):
+                for tensor, expected in self._expected(entry, name.format(layer=layer), shape):
+                    stored, rows = self._at(tensor)
+                    found = self.files.shape(stored)
+                    if rows is not None:
+                        expected = (self.config.qkv_size, *expected[1:])
+                    if found != expected:
+                        raise CheckpointError(
+                            f"{self.folder}: {stored} has shape {found}, config.json says {expected}."
+                        )
+                    known.add(stored)
+        unknown = sorted(set(self.files.file_of) - known)
         if unknown:
-            raise CheckpointError(f"{self.folder} holds {len(unknown)} tensors that gpt-oss has not, as {unknown[0]}.")
+            raise CheckpointError(
+                f"{self.folder} holds {len(unknown)} tensors that this gpt-oss has not, such as {unknown[0]}."
+            )
 
-    def _check_tensor(self, entry: Entry, name: str, rows: tuple[int, ...]) -> set[str]:
+    def _expected(self, entry: Entry, name: str, rows: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
         experts = self.config.num_experts
-        if not (entry.per_expert and len(rows) == 2):
-            expected = {name: (experts, *rows) if entry.per_expert else rows}
-        elif self.mxfp4:
+        if not entry.is_expert_matrix:
+            yield name, (experts, *rows) if entry.per_expert else rows
+        elif not self.mxfp4:
+            yield name, (experts, *(rows if self.openai else reversed(rows)))
+        else:
             out, width = rows
             if width % BLOCK:
                 raise CheckpointError(f"{name}: rows of {width} values do not divide into MXFP4 blocks of {BLOCK}.")
-            scales = (experts, out, width // BLOCK)
-            expected = {name + BLOCKS: (*scales, BLOCK // 2), name + SCALES: scales}
-        else:
-            expected = {name: (experts, rows[1], rows[0])}
-        for tensor, shape in expected.items():
-            found = tuple(self._slice(tensor).get_shape())
-            if found != shape:
-                raise CheckpointError(f"{self.folder}: {tensor} has shape {found}, config.json says {shape}.")
-        return set(expected)
-
-    def part(self, name: str, expert: int | None = None) -> torch.Tensor:
-        """One tensor of the table, or one expert's rows (out, in) of it; MXFP4 is decoded to bf16.
-
-        Args:
-            name: as in `Entry.hf`, the layer's number filled in.
-        """
-        if expert is None:
-            return self._plain(name)
-        if name in self._file_of:
-            value = self._slice(name)[expert]
-            return value.T if value.dim() == 2 else value
-        blocks, scales = (self._slice(name + kind)[expert].numpy() for kind in (BLOCKS, SCALES))
-        try:
-            return torch.from_numpy(dequantize(blocks, scales).view(np.int16)).view(torch.bfloat16)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.folder}: {name}, expert {expert}: {error}") from None
-
-    def nemo_part(self, entry: Entry, layer: int, expert: int | None) -> torch.Tensor:
-        """One layer's (expert's) tensor of the Megatron side."""
-        parts = [self.part(name.format(layer=layer), expert) for name in entry.hf]
-        return entry.to_nemo(parts, self.config).contiguous()
-
-
-def pieces(entry: Entry, config: GptOssConfig) -> Iterator[tuple[int, int | None]]:
-    """(layer, expert) of every piece of a Megatron tensor, in storage order; None where there is no E axis."""
-    for layer in range(config.num_layers if entry.per_layer else 1):
-        if entry.per_expert:
-            for expert in range(config.num_experts):
-                yield layer, expert
-        else:
-            yield layer, None
+            yield name + BLOCKS, (experts, out, width // BLOCK, BLOCK // 2)
+            yield name + SCALES, (experts, out, width // BLOCK)

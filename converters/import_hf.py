@@ -2,72 +2,128 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+import json
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import artifacts
-from converters.hf_reader import HfReader, pieces
-from converters.mapping import TABLE, Entry
+from converters.folders import GENERATION, LICENSES, TOKENIZER_FILES, copy_files, resumable_folder, source_files
+from converters.hf_reader import SCALES, HfReader
+from converters.hub import find
+from converters.mapping import Entry, Place, layers_of, places
+from converters.mxfp4 import BLOCK
+from converters.nemo_context import TOKENIZER, write_context
 from converters.nemo_weights import PREFIX, Piece, write_weights
-from errors import CheckpointError
+from converters.safetensors_files import Group, Slab, TensorSpec, write_file
 from modeling.hf_config import GptOssConfig
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+SCALES_FILE = "mxfp4_scales.safetensors"
+"""Beside the weights: MXFP4's scales as they were, which make the way back exact."""
+CONFIG = "hf_config.json"
+"""Below `context/`: the model's own config.json."""
 Progress = Callable[[int, int], None]
 
 
 def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = lambda done, total: None) -> Path:
-    """Write the NeMo checkpoint of a Hugging Face gpt-oss folder: weights/, context/ and a manifest.
+    """Write the NeMo checkpoint of a gpt-oss: weights/, context/, the MXFP4 scales where there are any, a manifest.
 
-    Does nothing when `nemo` is whole and was made from these very files.
+    Does nothing when `nemo` is whole and was made from these very files; goes on where a killed run stopped.
 
     Args:
+        hf: a folder (Hugging Face's layout or OpenAI's `original/`) or a Hub id.
         progress: called with bytes written and bytes in all.
     Raises:
-        CheckpointError: the source is missing, damaged, or lacks its tokenizer.
+        CheckpointError: the source is missing, damaged, or lacks its tokenizer; or the disk is too small.
     """
-    reader = HfReader(Path(hf))
-    missing = [name for name in TOKENIZER_FILES[:2] if not (reader.folder / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{reader.folder} lacks its tokenizer ({', '.join(missing)}): copy it there.")
-    inputs = _inputs(reader)
+    reader = HfReader(find(hf))
+    tokenizer = reader.tokenizer
+    small = [reader.folder / "config.json", reader.folder / GENERATION, *(tokenizer / n for n in TOKENIZER_FILES)]
+    inputs = {"kind": "import", "files": source_files([*small, *reader.files.files])}
     if artifacts.is_current(nemo, artifacts.fingerprint(inputs)):
         return nemo
-    with artifacts.new_folder(nemo) as folder:
-        todo = [piece for entry in TABLE for piece in _pieces(reader, entry)]
-        total = sum(piece.dtype.itemsize * _count(piece.size) for piece in todo)
-        done = 0
-
-        def count(bytes_written: int) -> None:
-            nonlocal done
-            done += bytes_written
-            progress(done, total)
-
-        write_weights(folder / "weights", todo, _empty_states(reader.config), count)
-        _write_context(reader.folder, folder / "context")
-        artifacts.write_manifest(folder, "nemo-checkpoint", inputs)
+    pieces = [piece for entry, layer in layers_of(reader.config) for piece in _pieces(reader, entry, layer)]
+    scales = _scales(reader) if reader.mxfp4 else []
+    total = sum(piece.bytes for piece in pieces) + sum(group.bytes for group in scales)
+    count = Counter(total, progress)
+    with resumable_folder(nemo, inputs, total) as folder:
+        hashes = _Hashes(reader.files.files)
+        if scales:
+            write_file(folder / SCALES_FILE, scales, count)
+        write_weights(folder / "weights", pieces, empty_states(reader.config), count)
+        context = folder / "context"
+        copy_files(TOKENIZER_FILES, tokenizer, context / TOKENIZER)
+        copy_files((GENERATION, *LICENSES), reader.folder, context)
+        _write_config(reader, context / CONFIG)
+        write_context(context, reader.config)
+        artifacts.write_manifest(folder, "nemo-checkpoint", inputs, {"source": str(hf), "sha256": hashes.result()})
     return nemo
 
 
-def _pieces(reader: HfReader, entry: Entry) -> list[Piece]:
+class Counter:
+    """Adds up bytes from several threads for a progress callback."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+        self._lock = threading.Lock()
+
+    def __call__(self, written: int) -> None:
+        with self._lock:
+            self.done += written
+            self.progress(self.done, self.total)
+
+
+class _Hashes:
+    """SHA-256 of files, computed in the background while they are converted anyway."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._found: dict[str, str] = {}
+        self._thread = threading.Thread(target=self._hash, args=(files,), daemon=True)
+        self._thread.start()
+
+    def _hash(self, files: Sequence[Path]) -> None:
+        for file in files:
+            self._found[file.name] = artifacts.hash_file(file)
+
+    def result(self) -> dict[str, str]:
+        self._thread.join()
+        return self._found
+
+
+def _pieces(reader: HfReader, entry: Entry, layer: int) -> list[Piece]:
     leading, shape = entry.leading(reader.config), entry.shape(reader.config)
+    dtype = reader.dtype(entry, layer)
     found = []
-    for layer, expert in pieces(entry, reader.config):
-        where = () if not entry.per_layer else (layer,) if expert is None else (layer, expert)
-
-        def produce(layer: int = layer, expert: int | None = expert) -> torch.Tensor:
-            return reader.nemo_part(entry, layer, expert).to(reader.dtype)
-
-        offset = (*where, *(0 for _ in shape))
-        size = (*(1 for _ in where), *shape)
-        found.append(Piece(PREFIX + entry.nemo, (*leading, *shape), offset, size, reader.dtype, produce))
+    for place in places(entry, reader.config, layer):
+        first, last = place.rows or (0, shape[0])
+        offset = (*place.leading, first, *(0 for _ in shape[1:]))
+        size = (*(1 for _ in place.leading), last - first, *shape[1:])
+        produce = partial(reader.read, entry, place)
+        found.append(Piece(PREFIX + entry.nemo, (*leading, *shape), offset, size, dtype, produce))
     return found
 
 
-def _empty_states(config: GptOssConfig) -> list[str]:
+def _scales(reader: HfReader) -> list[Group]:
+    """The scales of each expert matrix, under Hugging Face's names."""
+    groups = []
+    for entry, layer in layers_of(reader.config):
+        if entry.is_expert_matrix:
+            name = entry.hf[0].format(layer=layer) + SCALES
+            out, width = entry.hf_shapes(reader.config)[0]
+            spec = TensorSpec(name, torch.uint8, (reader.config.num_experts, out, width // BLOCK))
+            jobs = [partial(_scales_of, reader, entry, place, name) for place in places(entry, reader.config, layer)]
+            groups.append(Group((spec,), tuple(jobs)))
+    return groups
+
+
+def _scales_of(reader: HfReader, entry: Entry, place: Place, name: str) -> list[Slab]:
+    return [Slab(name, place.leading[1], reader.scales(entry, place))]
+
+
+def empty_states(config: GptOssConfig) -> list[str]:
     """Keys of Transformer Engine's FP8 states, which every linear layer asks for and none of our precisions uses.
 
     megatron-core 0.15.3 names them `KEY/shard_<layer>[.<expert>]_<layers>[.<experts>]` (ShardedObject.unique_key).
@@ -83,26 +139,9 @@ def _empty_states(config: GptOssConfig) -> list[str]:
     return keys + [f"{key}/shard_{i}.{e}_{total}" for key in experts for i in layers for e in range(config.num_experts)]
 
 
-def _inputs(reader: HfReader) -> dict[str, object]:
-    names = ["config.json", "generation_config.json", *TOKENIZER_FILES, *reader.shards]
-    files = [reader.folder / name for name in names]
-    return {"kind": "import", "files": {file.name: artifacts.hash_file(file) for file in files if file.is_file()}}
-
-
-def _write_context(source: Path, context: Path) -> None:
-    """config.json as it is (the source of every shape), and the tokenizer where NeMo puts it."""
-    tokenizer = context / "nemo_tokenizer"
-    tokenizer.mkdir(parents=True)
-    shutil.copyfile(source / "config.json", context / "hf_config.json")
-    if (source / "generation_config.json").is_file():
-        shutil.copyfile(source / "generation_config.json", context / "generation_config.json")
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, tokenizer / name)
-
-
-def _count(size: tuple[int, ...]) -> int:
-    product = 1
-    for length in size:
-        product *= length
-    return product
+def _write_config(reader: HfReader, file: Path) -> None:
+    """config.json byte for byte, unless it had to be translated."""
+    if reader.openai:
+        file.write_text(json.dumps(reader.config_json, indent=2, sort_keys=True) + "\n")
+    else:
+        file.write_bytes((reader.folder / "config.json").read_bytes())

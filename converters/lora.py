@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from converters.mapping import TABLE, Entry
+from converters.mapping import TABLE, Entry, Place
 from converters.nemo_weights import WeightsReader
 from errors import CheckpointError
 
@@ -43,20 +43,28 @@ class Adapter:
             raise CheckpointError(f"{checkpoint} holds {what}: name an adapter checkpoint of this package's training.")
         return adapter
 
-    def apply(self, entry: Entry, base: torch.Tensor, layer: int, expert: int | None) -> torch.Tensor:
-        """A layer's (expert's) tensor with its change added in fp32; the base's own where nothing was trained."""
+    def apply(self, entry: Entry, base: torch.Tensor, place: Place) -> torch.Tensor:
+        """A part of a tensor with its change added in fp32; the base's own where nothing was trained."""
         if entry.nemo in self.reader.tensors:  # the router, trained in full
-            return self.reader.read(entry.nemo, layer)
+            return self.reader.read(entry.nemo, *place.leading)
+        factors = self.factors(entry, place)
+        if factors is None:
+            return base
+        linear_in, linear_out = factors
+        return base.float() + (self.alpha / linear_in.shape[0]) * (linear_out @ linear_in)
+
+    def factors(self, entry: Entry, place: Place) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """fp32 linear_in (r, in) and linear_out (out, r) of a layer's or expert's weight; None without an adapter."""
         key = _linear(entry)
         if not entry.nemo.endswith(".weight") or key + _IN not in self.reader.tensors:
-            return base
-        where = [layer] if expert is None else [layer, expert]
-        if expert is not None and self.expert_layers is not None:
-            if layer not in self.expert_layers:
-                return base
-            where[0] = self.expert_layers.index(layer)
+            return None
+        where = list(place.leading)
+        if entry.per_expert and self.expert_layers is not None:
+            if place.layer not in self.expert_layers:
+                return None
+            where[0] = self.expert_layers.index(place.layer)
         linear_in, linear_out = (self.reader.read(key + end, *where).float() for end in (_IN, _OUT))
-        return base.float() + (self.alpha / linear_in.shape[0]) * (linear_out @ linear_in)
+        return linear_in, linear_out
 
 
 def _linear(entry: Entry) -> str:

@@ -7,7 +7,7 @@ MXFP4 and the transposed bf16 parameter are matters of the reader, sharding and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,7 @@ class Entry:
         hf: names, `{layer}` for the layer's number.
         shape: of one layer's (one expert's) Megatron tensor.
         hf_shapes: of one layer's (one expert's rows of the) Hugging Face tensors.
+        per_layer: whether there is an L axis; tensors without one are kept as they are, row by row.
     """
 
     nemo: str
@@ -80,6 +81,54 @@ class Entry:
         """The stacked axes of the Megatron tensor: (), (L,) or (L, E)."""
         layers = (config.num_layers,) if self.per_layer else ()
         return (*layers, config.num_experts) if self.per_expert else layers
+
+    @property
+    def is_expert_matrix(self) -> bool:
+        """Whether Hugging Face stores it as MXFP4, or transposed."""
+        return self.per_expert and self.nemo.endswith(".weight")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a converter handles at once: one layer's tensor, one expert's, or some rows of one that has no layers.
+
+    Attributes:
+        leading: indices of the stacked axes: (), (layer,) or (layer, expert).
+        rows: first and last + 1 of the rows; None for all.
+    """
+
+    leading: tuple[int, ...] = ()
+    rows: tuple[int, int] | None = None
+
+    @property
+    def layer(self) -> int:
+        return self.leading[0] if self.leading else 0
+
+    @property
+    def expert(self) -> int | None:
+        return self.leading[1] if len(self.leading) > 1 else None
+
+
+# Rows of the embedding that are handled at once: 47 MB of gpt-oss, about as much as one expert.
+_ROWS = 8192
+
+
+def places(entry: Entry, config: GptOssConfig, layer: int) -> Iterator[Place]:
+    """The parts of one layer's tensor in storage order; `layer` is 0 where there are no layers."""
+    if entry.per_expert:
+        yield from (Place((layer, expert)) for expert in range(config.num_experts))
+    elif entry.per_layer:
+        yield Place((layer,))
+    else:
+        rows = entry.shape(config)[0]
+        yield from (Place(rows=(start, min(start + _ROWS, rows))) for start in range(0, rows, _ROWS))
+
+
+def layers_of(config: GptOssConfig) -> Iterator[tuple[Entry, int]]:
+    """Every tensor of a model, layer by layer, those without layers at the end."""
+    for layer in range(config.num_layers):
+        yield from ((entry, layer) for entry in TABLE if entry.per_layer)
+    yield from ((entry, 0) for entry in TABLE if not entry.per_layer)
 
 
 def _same(nemo: str, hf: str, shape: Callable[[GptOssConfig], tuple[int, ...]], *, per_layer: bool = True) -> Entry:

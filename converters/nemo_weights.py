@@ -9,13 +9,15 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -27,17 +29,17 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import (
     LoadPlan,
-    LoadPlanner,
     ReadItem,
     SavePlan,
-    SavePlanner,
     TensorWriteData,
     WriteItem,
     WriteItemType,
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
 
+from artifacts import write_bytes
+from converters.pool import run_all
 from errors import CheckpointError
 
 PREFIX = "module."
@@ -48,6 +50,8 @@ FORMAT = {
     "common_backend": "torch",
     "common_backend_version": 1,
 }
+# Bytes of one file: what a killed run does again at most, times the number of threads.
+SHARD_SIZE = 2**30
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,18 @@ class Piece:
     dtype: torch.dtype
     produce: Callable[[], torch.Tensor]
 
+    @property
+    def index(self) -> MetadataIndex:
+        return MetadataIndex(self.key, torch.Size(self.offset))
+
+    @property
+    def chunk(self) -> ChunkStorageMetadata:
+        return ChunkStorageMetadata(torch.Size(self.offset), torch.Size(self.size))
+
+    @property
+    def bytes(self) -> int:
+        return torch.Size(self.size).numel() * self.dtype.itemsize
+
 
 def write_weights(
     folder: Path,
@@ -69,59 +85,85 @@ def write_weights(
     empty_states: Sequence[str] = (),
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Write `folder` as Megatron's torch_dist checkpoint; one piece is in memory at a time.
+    """Write `folder` as Megatron's torch_dist checkpoint; each thread has one piece in memory at a time.
+
+    Files that an interrupted run has finished are kept: the pieces must be the same.
 
     Args:
         empty_states: keys of module states that Megatron asks for and that hold nothing.
         progress: called with the bytes of each piece after it was produced.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    planner = _PieceSavePlanner(pieces, empty_states, progress)
-    # One thread: pieces are produced in the order of the plan, so that at most one is held.
-    writer = FileSystemWriter(folder, single_file_per_rank=True, thread_count=1)
-    save({}, storage_writer=writer, planner=planner, no_dist=True)
+    writer = FileSystemWriter(folder)
+    writer.set_up_storage_writer(is_coordinator=True)
+    shards = _shards(pieces)
+    items: list[list[WriteItem]] = [[_tensor_item(piece) for piece in shard] for shard in shards]
+    items.append([WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in empty_states])
+    plans = writer.prepare_global_plan([SavePlan(part) for part in items])
+    results: list[list[WriteResult]] = [[] for _ in plans]
+
+    def write(number: int) -> None:
+        # Written after the file was flushed to disk, so its presence says that the file is whole.
+        finished = folder / f"__{number}.finished"
+        shard = [*shards, []][number]
+        if finished.is_file():
+            results[number] = pickle.loads(finished.read_bytes())
+            progress(sum(piece.bytes for piece in shard))
+            return
+        results[number] = writer.write_data(plans[number], _Producer(shard, progress)).wait()
+        write_bytes(finished, pickle.dumps(results[number]))
+
+    run_all((lambda number=number: write(number)) for number in range(len(plans)))
+    writer.finish(_metadata(pieces, empty_states), results)
     torch.save({}, folder / "common.pt")
     (folder / "metadata.json").write_text(json.dumps(FORMAT))
+    for finished in folder.glob("__*.finished"):
+        finished.unlink()
 
 
-class _PieceSavePlanner(SavePlanner):
-    def __init__(self, pieces: Sequence[Piece], empty_states: Sequence[str], progress: Callable[[int], None]) -> None:
+def _shards(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    shards: list[list[Piece]] = []
+    size = SHARD_SIZE
+    for piece in pieces:
+        if size + piece.bytes > SHARD_SIZE:
+            shards.append([])
+            size = 0
+        shards[-1].append(piece)
+        size += piece.bytes
+    return shards
+
+
+def _tensor_item(piece: Piece) -> WriteItem:
+    data = TensorWriteData(piece.chunk, TensorProperties(dtype=piece.dtype), torch.Size(piece.shape))
+    return WriteItem(index=piece.index, type=WriteItemType.SHARD, tensor_data=data)
+
+
+def _metadata(pieces: Sequence[Piece], empty_states: Sequence[str]) -> Metadata:
+    stored: dict[str, Any] = {key: BytesStorageMetadata() for key in empty_states}
+    for piece in pieces:
+        whole = TensorStorageMetadata(TensorProperties(dtype=piece.dtype), torch.Size(piece.shape), [])
+        stored.setdefault(piece.key, whole).chunks.append(piece.chunk)
+    return Metadata(stored)
+
+
+class _Producer(DefaultSavePlanner):
+    """Gives the writer each tensor when it asks for it."""
+
+    def __init__(self, pieces: Sequence[Piece], progress: Callable[[int], None]) -> None:
+        super().__init__()
         self.progress = progress
-        self.empty_states = empty_states
-        self.pieces = {MetadataIndex(piece.key, torch.Size(piece.offset)): piece for piece in pieces}
-
-    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None: ...
-
-    def create_local_plan(self) -> SavePlan:
-        states = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in self.empty_states]
-        return SavePlan([*states, *(self._item(index, piece) for index, piece in self.pieces.items())])
-
-    def _item(self, index: MetadataIndex, piece: Piece) -> WriteItem:
-        chunk = ChunkStorageMetadata(torch.Size(piece.offset), torch.Size(piece.size))
-        data = TensorWriteData(chunk, TensorProperties(dtype=piece.dtype), torch.Size(piece.shape))
-        return WriteItem(index=index, type=WriteItemType.SHARD, tensor_data=data)
-
-    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        tensors: dict[str, Any] = {key: BytesStorageMetadata() for key in self.empty_states}
-        for index, piece in self.pieces.items():
-            stored = tensors.setdefault(
-                index.fqn, TensorStorageMetadata(TensorProperties(dtype=piece.dtype), torch.Size(piece.shape), [])
-            )
-            stored.chunks.append(ChunkStorageMetadata(torch.Size(piece.offset), torch.Size(piece.size)))
-        return all_plans, Metadata(tensors)
-
-    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
-        return new_plan
+        self.pieces = {piece.index: piece for piece in pieces}
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
         if write_item.type == WriteItemType.BYTE_IO:
             buffer = io.BytesIO()
             torch.save([None], buffer)  # megatron-core keeps a list of the objects under a key
             return buffer
-        piece = self.pieces[MetadataIndex(write_item.index.fqn, write_item.index.offset)]
-        value = piece.produce().reshape(piece.size)
-        self.progress(value.numel() * value.element_size())
-        return value
+        piece = self.pieces[write_item.index]
+        value = piece.produce().to(piece.dtype).reshape(piece.size)
+        self.progress(piece.bytes)
+        # torch.save writes a view's whole storage: a piece must own what it shows
+        return value if value.untyped_storage().nbytes() == piece.bytes else value.clone()
 
 
 class WeightsReader:
@@ -138,9 +180,10 @@ class WeightsReader:
         self._reader = FileSystemReader(folder)
         try:
             self.metadata = self._reader.read_metadata()
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
+        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, ValueError, KeyError) as error:
             raise CheckpointError(f"{folder}/.metadata is damaged ({error}): import or train it again.") from None
         self._reader.set_up_storage_reader(self.metadata, is_coordinator=True)
+        self._chunks = cache(self._chunks_by_leading)
 
     @cached_property
     def tensors(self) -> dict[str, TensorStorageMetadata]:
@@ -166,44 +209,51 @@ class WeightsReader:
         """Stored dtype of a tensor."""
         return self.tensors[key].properties.dtype
 
-    def read(self, key: str, *leading: int) -> torch.Tensor:
+    def read(self, key: str, *leading: int, rows: tuple[int, int] | None = None) -> torch.Tensor:
         """The part of a tensor at the given indices of its leading axes, those axes dropped.
 
+        Args:
+            rows: first and last + 1 along the next axis; all of them by default.
         Raises:
             CheckpointError: no such tensor, or its file is damaged.
         """
-        shape = self.shape(key)
-        rest = shape[len(leading) :]
-        offset = (*leading, *(0 for _ in rest))
+        rest = list(self.shape(key)[len(leading) :])
+        start, stop = rows or (0, rest[0])
+        rest[0] = stop - start
+        offset = (*leading, start, *(0 for _ in rest[1:]))
         size = (*(1 for _ in leading), *rest)
         target = torch.empty(size, dtype=self.dtype(key))
         local = ChunkStorageMetadata(torch.Size(offset), torch.Size(size))
-        items = create_read_items_for_chunk_list(PREFIX + key, self.tensors[key], [local])
+        chunks = self._chunks(key, len(leading)).get(leading, self.tensors[key].chunks)
+        near = TensorStorageMetadata(self.tensors[key].properties, self.tensors[key].size, chunks)
+        items = create_read_items_for_chunk_list(PREFIX + key, near, [local])
+        if sum(item.lengths.numel() for item in items) != target.numel():
+            raise CheckpointError(f"{self.folder} lacks a part of {key}: make the checkpoint again.")
         try:
             self._reader.read_data(LoadPlan(items), _IntoOneTensor(target)).wait()
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
-                f"{self.folder}: {key} cannot be read ({error}): make the checkpoint again."
+                f"{self.folder}: {key} cannot be read ({reason}): make the checkpoint again."
             ) from None
         return target.reshape(rest)
 
+    def _chunks_by_leading(self, key: str, axes: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
+        """Chunks by their indices along the stacked axes, which they never span; looked up instead of searched."""
+        found: dict[tuple[int, ...], list[ChunkStorageMetadata]] = defaultdict(list)
+        for chunk in self.tensors[key].chunks:
+            if set(chunk.sizes[:axes]) - {1}:
+                return {}
+            found[tuple(chunk.offsets[:axes])].append(chunk)
+        return dict(found)
 
-class _IntoOneTensor(LoadPlanner):
+
+class _IntoOneTensor(DefaultLoadPlanner):
+    """Lets the reader put what it reads into one tensor."""
+
     def __init__(self, target: torch.Tensor) -> None:
+        super().__init__()
         self.target = target
-
-    def set_up_planner(self, state_dict: Any, metadata: Any = None, is_coordinator: bool = False) -> None: ...
-
-    def create_local_plan(self) -> LoadPlan:
-        return LoadPlan([])
-
-    def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
-        return global_plan
-
-    def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
-        return central_plan
-
-    def load_bytes(self, read_item: ReadItem, value: Any) -> None: ...
 
     def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
         ranges: Iterable[tuple[int, int]] = zip(read_item.dest_offsets, read_item.lengths, strict=True)

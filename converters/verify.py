@@ -1,18 +1,24 @@
-"""Compare two checkpoints tensor by tensor: Hugging Face (MXFP4 or plain) or NeMo, in any combination."""
+"""Compare two checkpoints tensor by tensor: Hugging Face (MXFP4 or plain), OpenAI's or NeMo, in any combination."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from converters.hf_reader import HfReader, pieces
-from converters.mapping import TABLE, Entry
+from converters.hf_reader import HfReader
+from converters.import_hf import CONFIG
+from converters.mapping import Entry, Place, layers_of, places
 from converters.nemo_weights import WeightsReader
+from converters.pool import run_all
 from errors import CheckpointError
 from modeling.hf_config import GptOssConfig
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -20,14 +26,19 @@ class Report:
     """What a comparison found.
 
     Attributes:
-        equal: number of Megatron tensors that are the same in every value.
-        different: names of those that are not, with the largest absolute difference.
-        dtypes: the dtype of each side's plain tensors; another dtype is no difference if the values are equal.
+        equal: number of Megatron tensors, a layer's counted as one, with the same dtype and the same bits.
+        different: names of those with other values, and the largest absolute difference; infinite at a NaN.
+        dtypes: names of those stored in different dtypes, and which; their values are compared as fp32.
     """
 
-    dtypes: tuple[torch.dtype, torch.dtype]
     equal: int = 0
     different: dict[str, float] = field(default_factory=dict)
+    dtypes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs at all."""
+        return not self.different and not self.dtypes
 
     @property
     def largest(self) -> tuple[str, float]:
@@ -41,44 +52,84 @@ class _Side:
     def __init__(self, path: Path) -> None:
         self.hf = None if (path / "weights").is_dir() else HfReader(path)
         self.weights = None if self.hf else WeightsReader(path / "weights")
-        context = path / "context" / "hf_config.json"
+        context = path / "context" / CONFIG
         if self.weights and not context.is_file():
-            raise CheckpointError(f"{path} holds no context/hf_config.json: verify the import or the export instead.")
+            raise CheckpointError(f"{path} holds no context/{CONFIG}: verify the import or the export instead.")
         self.config = self.hf.config if self.hf else GptOssConfig.from_file(context)
-        self.dtype = self.hf.dtype if self.hf else self.weights.dtype("decoder.final_layernorm.weight")  # type: ignore[union-attr]
 
-    def read(self, entry: Entry, layer: int, expert: int | None) -> torch.Tensor:
+    def dtype(self, entry: Entry, layer: int) -> torch.dtype:
         if self.hf:
-            return self.hf.nemo_part(entry, layer, expert)
-        where = () if not entry.per_layer else (layer,) if expert is None else (layer, expert)
+            return self.hf.dtype(entry, layer)
         assert self.weights is not None
-        return self.weights.read(entry.nemo, *where)
+        return self.weights.dtype(entry.nemo)
+
+    def read(self, entry: Entry, place: Place) -> torch.Tensor:
+        if self.hf:
+            return self.hf.read(entry, place)
+        assert self.weights is not None
+        return self.weights.read(entry.nemo, *place.leading, rows=place.rows)
 
 
-def verify(a: Path, b: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Report:
-    """Compare all tensors of two checkpoints, one piece in memory at a time.
+def verify(a: Path, b: Path, progress: Progress = lambda done, total: None) -> Report:
+    """Compare all tensors of two checkpoints, one part in memory at a time.
 
     Args:
-        progress: called with pieces compared and pieces in all.
+        progress: called with parts compared and parts in all.
     Raises:
         CheckpointError: a side is damaged, incomplete or holds unknown tensors, or the shapes of the two differ.
     """
     left, right = _Side(a), _Side(b)
-    todo = [(entry, *piece) for entry in TABLE for piece in pieces(entry, left.config)]
-    for entry in TABLE:
+    for entry, _ in layers_of(left.config):
         shapes = [(*entry.leading(side.config), *entry.shape(side.config)) for side in (left, right)]
         if shapes[0] != shapes[1]:
             raise CheckpointError(
                 f"{a} and {b} are models of other sizes: {entry.nemo} is {shapes[0]} and {shapes[1]}."
             )
-    report = Report((left.dtype, right.dtype))
-    for done, (entry, layer, expert) in enumerate(todo, 1):
-        x, y = left.read(entry, layer, expert).float(), right.read(entry, layer, expert).float()
-        if torch.equal(x, y):
-            report.equal += 1
-        else:
-            place = [str(i) for i in (layer, expert) if i is not None and entry.per_layer]
-            name = f"{entry.nemo}[{', '.join(place)}]" if place else entry.nemo
-            report.different[name] = float((x - y).abs().max())
-        progress(done, len(todo))
-    return report
+    comparison = _Comparison(left, right, progress)
+    run_all(partial(comparison.compare, *part) for part in comparison.parts)
+    return comparison.report()
+
+
+class _Comparison:
+    def __init__(self, left: _Side, right: _Side, progress: Progress) -> None:
+        self.left, self.right, self.progress = left, right, progress
+        tensors = list(layers_of(left.config))
+        self.parts = [(e, layer, place) for e, layer in tensors for place in places(e, left.config, layer)]
+        self.differences: dict[str, float] = {_name(entry, layer): 0.0 for entry, layer in tensors}
+        self.different: set[str] = set()
+        self.dtypes: dict[str, str] = {}
+        self.done = 0
+        self._lock = threading.Lock()
+
+    def compare(self, entry: Entry, layer: int, place: Place) -> None:
+        name = _name(entry, layer)
+        dtypes = [side.dtype(entry, layer) for side in (self.left, self.right)]
+        x, y = self.left.read(entry, place), self.right.read(entry, place)
+        equal = _same_bits(x, y) if dtypes[0] == dtypes[1] else torch.equal(x.float(), y.float())
+        largest = 0.0 if equal else _largest(x.float(), y.float())
+        with self._lock:
+            if not equal:
+                self.different.add(name)
+                self.differences[name] = max(self.differences[name], largest)
+            if dtypes[0] != dtypes[1]:
+                self.dtypes[name] = " and ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            self.done += 1
+            self.progress(self.done, len(self.parts))
+
+    def report(self) -> Report:
+        different = {name: value for name, value in self.differences.items() if name in self.different}
+        equal = set(self.differences) - self.different - set(self.dtypes)
+        return Report(len(equal), different, self.dtypes)
+
+
+def _same_bits(x: torch.Tensor, y: torch.Tensor) -> bool:
+    return torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
+
+
+def _largest(x: torch.Tensor, y: torch.Tensor) -> float:
+    difference = (x - y).abs()
+    return float("inf") if difference.isnan().any() else float(difference.max())
+
+
+def _name(entry: Entry, layer: int) -> str:
+    return f"{entry.nemo}[{layer}]" if entry.per_layer else entry.nemo

@@ -15,7 +15,7 @@ app = typer.Typer(help="Move gpt-oss checkpoints between Hugging Face and NeMo, 
 
 @app.command("import")
 def import_(
-    hf: Annotated[Path, typer.Argument(help="Hugging Face folder: config.json, tokenizer, *.safetensors.")],
+    hf: Annotated[str, typer.Argument(help="Hub id, or folder: config.json, tokenizer, *.safetensors.")],
     nemo: Annotated[Path, typer.Argument(help="NeMo checkpoint to write.")],
 ) -> None:
     """Hugging Face (MXFP4 or plain) → NeMo.
@@ -70,12 +70,15 @@ def verify(
     started = time.perf_counter()
     with _bar("verify") as progress:
         report = compare(a, b, progress)
-    dtypes = " and ".join(str(dtype).removeprefix("torch.") for dtype in report.dtypes)
     seconds = time.perf_counter() - started
-    print(f"{report.equal} parts equal, {len(report.different)} different ({dtypes}), {seconds:.1f} s")
+    print(f"{report.equal} tensors equal, {len(report.different)} different, {seconds:.1f} s")
     if report.different:
         name, difference = report.largest
         print(f"largest difference {difference:.3e} in {name}")
+    if report.dtypes:
+        name, dtypes = next(iter(report.dtypes.items()))
+        print(f"{len(report.dtypes)} tensors in different dtypes, such as {name}: {dtypes}")
+    if not report.same:
         raise typer.Exit(1)
 
 

@@ -12,19 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from converters.mapping import TABLE, Entry
-from converters.mxfp4 import quantize
+from converters.mxfp4 import dequantize, quantize
+from converters.openai_layout import QUANTIZATION
 from modeling.hf_config import GptOssConfig
-
-# modules_to_not_convert of openai/gpt-oss-20b
-_QUANTIZATION = {
-    "quant_method": "mxfp4",
-    "modules_to_not_convert": [
-        "model.layers.*.self_attn",
-        "model.layers.*.mlp.router",
-        "model.embed_tokens",
-        "lm_head",
-    ],
-}
 
 
 def toy_config(sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +72,7 @@ def write_toy_checkpoint(
     """
     raw = toy_config(config)
     if weights == "mxfp4":
-        raw["quantization_config"] = _QUANTIZATION
+        raw["quantization_config"] = QUANTIZATION
     else:
         raw["dtype"] = "bfloat16"
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +118,5 @@ def _tensor(
         yield name + "_blocks", torch.from_numpy(blocks)
         yield name + "_scales", torch.from_numpy(scales)
     else:
-        from converters.mxfp4 import dequantize
-
         rows = torch.from_numpy(dequantize(blocks, scales).view(np.int16)).view(torch.bfloat16)
         yield name, rows.transpose(-1, -2).contiguous()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from megatron.core import parallel_state
 from rich.console import Console
 from transformers import AutoTokenizer
 
@@ -53,7 +54,9 @@ def compare(run: RunFolder) -> Details:
     scores: dict[str, np.ndarray] = {}
     tuned_logits: Callable[[torch.Tensor], torch.Tensor] | None = None
     for name, logits in (("base", _base(run)), ("tuned", _tuned(run))):
-        scores[name] = score_labels(logits, tokenizer, prompts, completions, settings.batch_size)
+        scores[name] = _shared(
+            lambda part, logits=logits: score_labels(logits, tokenizer, part, completions, settings.batch_size), prompts
+        )
         predictions[name] = [labels[i] for i in scores[name].argmax(axis=1)]
         tuned_logits = logits
     assert tuned_logits is not None
@@ -64,6 +67,20 @@ def compare(run: RunFolder) -> Details:
         details = _write(run, tickets, predictions, scores, tokens, logits_of_prompts)
     torch.distributed.barrier()
     return details
+
+
+def _shared(score: Callable[[list[str]], np.ndarray], prompts: list[str]) -> np.ndarray:
+    """Scores of all prompts, (N, labels), each data-parallel rank doing its share.
+
+    Every rank scores equally many: expert parallelism exchanges tokens in each forward pass, so all must make it.
+    """
+    ranks, own = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+    padded = prompts + prompts[:1] * (-len(prompts) % ranks)
+    parts: list[Any] = [None] * ranks
+    torch.distributed.all_gather_object(
+        parts, score(padded[own::ranks]), group=parallel_state.get_data_parallel_group()
+    )
+    return np.stack(parts, axis=1).reshape(len(padded), -1)[: len(prompts)]
 
 
 def _write(

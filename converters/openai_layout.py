@@ -1,0 +1,111 @@
+"""OpenAI's own checkpoint layout (`original/` on the Hub), seen through Hugging Face's names.
+
+Source: openai/gpt-oss, gpt_oss/torch/{model,weights}.py. Experts are stored as Hugging Face stores them, MXFP4 rows of
+the output dimension with gate and up interleaved; query, key and value rows stand one after the other in one tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from modeling.hf_config import FULL, MODEL_TYPE, SLIDING, GptOssConfig
+
+MARK = "unembedding.weight"
+"""A tensor that only this layout has."""
+
+_TOP = {
+    "model.embed_tokens.weight": "embedding.weight",
+    "lm_head.weight": "unembedding.weight",
+    "model.norm.weight": "norm.scale",
+}
+_LAYER = {
+    "input_layernorm.weight": "attn.norm.scale",
+    "self_attn.sinks": "attn.sinks",
+    "self_attn.o_proj.weight": "attn.out.weight",
+    "self_attn.o_proj.bias": "attn.out.bias",
+    "post_attention_layernorm.weight": "mlp.norm.scale",
+    "mlp.router.weight": "mlp.gate.weight",
+    "mlp.router.bias": "mlp.gate.bias",
+    "mlp.experts.gate_up_proj": "mlp.mlp1_weight",
+    "mlp.experts.gate_up_proj_blocks": "mlp.mlp1_weight.blocks",
+    "mlp.experts.gate_up_proj_scales": "mlp.mlp1_weight.scales",
+    "mlp.experts.gate_up_proj_bias": "mlp.mlp1_bias",
+    "mlp.experts.down_proj": "mlp.mlp2_weight",
+    "mlp.experts.down_proj_blocks": "mlp.mlp2_weight.blocks",
+    "mlp.experts.down_proj_scales": "mlp.mlp2_weight.scales",
+    "mlp.experts.down_proj_bias": "mlp.mlp2_bias",
+}
+
+
+def stored_at(name: str, config: GptOssConfig) -> tuple[str, tuple[int, int] | None]:
+    """The tensor that holds Hugging Face's `name`, and which of its rows do; None for all."""
+    if name in _TOP:
+        return _TOP[name], None
+    layer, rest = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name).groups()  # type: ignore[union-attr]
+    if rest in _LAYER:
+        return f"block.{layer}.{_LAYER[rest]}", None
+    part, kind = re.fullmatch(r"self_attn\.([qkv])_proj\.(weight|bias)", rest).groups()  # type: ignore[union-attr]
+    query, key = config.attention_size, config.num_groups * config.head_dim
+    rows = {"q": (0, query), "k": (query, query + key), "v": (query + key, query + 2 * key)}
+    return f"block.{layer}.attn.qkv.{kind}", rows[part]
+
+
+def to_hf_config(raw: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's config.json in Hugging Face's fields.
+
+    Raises:
+        KeyError: a field is missing.
+    """
+    layers = raw["num_hidden_layers"]
+    return {
+        "architectures": ["GptOssForCausalLM"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "eos_token_id": 200002,
+        "experts_per_token": raw["experts_per_token"],
+        "head_dim": raw["head_dim"],
+        "hidden_act": "silu",
+        "hidden_size": raw["hidden_size"],
+        "initial_context_length": raw["initial_context_length"],
+        "initializer_range": 0.02,
+        "intermediate_size": raw["intermediate_size"],
+        "layer_types": [(SLIDING, FULL)[i % 2] for i in range(layers)],
+        "max_position_embeddings": int(raw["initial_context_length"] * raw["rope_scaling_factor"]),
+        "model_type": MODEL_TYPE,
+        "num_attention_heads": raw["num_attention_heads"],
+        "num_experts_per_tok": raw["experts_per_token"],
+        "num_hidden_layers": layers,
+        "num_key_value_heads": raw["num_key_value_heads"],
+        "num_local_experts": raw["num_experts"],
+        "output_router_logits": False,
+        "pad_token_id": 199999,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "beta_fast": float(raw["rope_ntk_beta"]),
+            "beta_slow": float(raw["rope_ntk_alpha"]),
+            "factor": float(raw["rope_scaling_factor"]),
+            "original_max_position_embeddings": raw["initial_context_length"],
+            "rope_type": "yarn",
+            "truncate": False,
+        },
+        "rope_theta": raw["rope_theta"],
+        "router_aux_loss_coef": 0.9,
+        "sliding_window": raw["sliding_window"],
+        "swiglu_limit": raw.get("swiglu_limit", 7.0),
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "vocab_size": raw["vocab_size"],
+    }
+
+
+# quantization_config of openai/gpt-oss-20b and 120b in Hugging Face's config.json.
+QUANTIZATION = {
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn",
+        "model.layers.*.mlp.router",
+        "model.embed_tokens",
+        "lm_head",
+    ],
+    "quant_method": "mxfp4",
+}
