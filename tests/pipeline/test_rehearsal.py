@@ -29,7 +29,7 @@ def test_export_equals_the_model_in_training(rehearsal: Rehearsal) -> None:
     kept = load_file(rehearsal.run / "evaluation" / "logits.safetensors")
     config = json.loads((rehearsal.run / "exported" / "config.json").read_text())
     assert kept["tokens"].shape[1] > config["sliding_window"], "prompts must be longer than the window"
-    assert kept["logits"].std() > 0.5
+    assert kept["logits"].std() > 0.2, "logits without spread would prove nothing"
 
 
 def test_export_holds_what_a_server_needs(rehearsal: Rehearsal) -> None:
