@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from errors import CheckpointError
@@ -17,13 +19,21 @@ def save_logits(file: Path, tokens: torch.Tensor, logits: torch.Tensor) -> None:
 
 
 def largest_difference(hf_folder: Path, file: Path) -> float:
-    """Largest absolute difference between the kept logits and transformers' on the exported folder.
+    """Largest absolute difference between the kept logits and transformers' on the exported folder; NaN is infinite.
 
     Raises:
-        CheckpointError: the export cannot be loaded, or the kept logits are missing.
+        CheckpointError: the export cannot be loaded or has another vocabulary, or the kept logits are missing.
     """
     if not file.is_file():
         raise CheckpointError(f"{file} is missing: run the evaluate stage first.")
-    kept = load_file(file)
+    try:
+        kept = load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged ({error}): run the evaluate stage again.") from error
     logits, _ = load(hf_folder)
-    return float((logits(kept["tokens"]) - kept["logits"]).abs().max())
+    found = logits(kept["tokens"])
+    if found.shape != kept["logits"].shape:
+        theirs, ours = found.shape[-1], kept["logits"].shape[-1]
+        raise CheckpointError(f"{hf_folder} has a vocabulary of {theirs}, {file} of {ours}: export this run's model.")
+    difference = float((found - kept["logits"]).abs().max())
+    return math.inf if math.isnan(difference) else difference  # no threshold is smaller than NaN

@@ -1,4 +1,4 @@
-"""An exported folder in transformers, fp32 on the CPU."""
+"""A Hugging Face folder in transformers, fp32 on the CPU; MXFP4 weights are dequantized while they load."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from errors import CheckpointError
 from evaluation.scoring import LogitsFunction
@@ -15,18 +16,48 @@ def load(folder: Path) -> tuple[LogitsFunction, Any]:
     """The model's logits function and its tokenizer.
 
     Raises:
-        CheckpointError: transformers cannot load the folder.
+        CheckpointError: a file is missing or damaged, or the weights are not those of the model in config.json.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"transformers cannot load {folder} ({str(error)[:200]}): export it again.") from error
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():  # else transformers would look the name up on the Hub
+            raise CheckpointError(f"{folder} holds no {name}: name a folder that nemo-run convert export wrote.")
+    tokenizer = _tokenizer(folder)
+    model = _model(folder)
 
     @torch.no_grad()
     def logits(tokens: torch.Tensor) -> torch.Tensor:
-        return model(tokens).logits.float()
+        return model(tokens, use_cache=False).logits.float()
 
     return logits, tokenizer
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers 0.22 raises a bare Exception for a damaged tokenizer.json
+        raise CheckpointError(f"{folder}/tokenizer.json cannot be read ({_short(error)}): export it again.") from error
+
+
+def _model(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"transformers cannot load {folder} ({_short(error)}): export it again.") from error
+    model, found = loaded
+    # transformers gives a weight that it does not find random values, and says so only in a warning
+    if strays := sorted(found["missing_keys"]) + sorted(found["unexpected_keys"]):
+        raise CheckpointError(
+            f"{folder} has {len(found['missing_keys'])} weights too few and {len(found['unexpected_keys'])} too many "
+            f"for its config.json, such as {strays[0]}: export it again."
+        )
+    return model.float().eval()  # transformers 4.57 leaves the experts of an MXFP4 folder in bf16, whatever dtype says
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,15 @@ def write_prepared(folder: Path, training: int = 60, validation: int = 6, test: 
     labels = [{"label": label, "completion": label + END} for label in LABELS]
     (folder / "labels.json").write_text(json.dumps({"column": "queue", "format": "harmony", "labels": labels}))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small are slower on several threads, and much slower where other processes want the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

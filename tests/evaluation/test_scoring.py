@@ -88,7 +88,7 @@ def test_greedy_is_what_free_decoding_answers(model: tuple[LogitsFunction, Any])
         return values
 
     scores = decode_labels(bent, tokenizer, prompts, [label + "<|return|>" for label in LABELS], batch_size=3)
-    free = [free_answer(bent, tokenizer, prompt, most=12) for prompt in prompts]
+    free = [free_answer(bent, tokenizer, prompt, most=40) for prompt in prompts]
     expected = [answers.index(answer) if answer in answers else -1 for answer in free]
     assert scores.greedy.tolist() == expected == [-1 if label is None else label for label in wanted]
 
