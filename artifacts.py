@@ -82,6 +82,7 @@ def write_manifest(
     inputs: Mapping[str, Any],
     details: Mapping[str, Any] | None = None,
     file: Path | None = None,
+    notes: str | None = None,
 ) -> Manifest:
     """Write the manifest of a finished folder, as its last file.
 
@@ -90,11 +91,12 @@ def write_manifest(
         inputs: everything that decides the content (options, hashes of sources, versions); its hash is the fingerprint.
         details: figures worth keeping that decide nothing (seconds, counts).
         file: where to keep the manifest, if not in the folder.
+        notes: ending of files that are about to be removed, and so are left out.
     """
     files = {
         str(path.relative_to(folder)): path.stat().st_size
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST
+        if path.is_file() and path != folder / MANIFEST and not (notes and path.name.endswith(notes))
     }
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     manifest = Manifest(kind, fingerprint(inputs), dict(inputs), files, created, dict(details or {}))

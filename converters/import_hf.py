@@ -11,7 +11,15 @@ from pathlib import Path
 import torch
 
 import artifacts
-from converters.folders import GENERATION, LICENSES, TOKENIZER_FILES, copy_files, resumable_folder, source_files
+from converters.folders import (
+    GENERATION,
+    LICENSES,
+    TOKENIZER_FILES,
+    copy_files,
+    is_done,
+    resumable_folder,
+    source_files,
+)
 from converters.hf_reader import SCALES, HfReader
 from converters.hub import find
 from converters.mapping import Entry, Place, layers_of, places
@@ -43,13 +51,13 @@ def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = lambda do
     tokenizer = reader.tokenizer
     small = [reader.folder / "config.json", reader.folder / GENERATION, *(tokenizer / n for n in TOKENIZER_FILES)]
     inputs = {"kind": "import", "files": source_files([*small, *reader.files.files])}
-    if artifacts.is_current(nemo, artifacts.fingerprint(inputs)):
+    if is_done(nemo, inputs):
         return nemo
     pieces = [piece for entry, layer in layers_of(reader.config) for piece in _pieces(reader, entry, layer)]
     scales = _scales(reader) if reader.mxfp4 else []
     total = sum(piece.bytes for piece in pieces) + sum(group.bytes for group in scales)
     count = Counter(total, progress)
-    with resumable_folder(nemo, inputs, total) as folder:
+    with resumable_folder(nemo, "nemo-checkpoint", inputs, total) as (folder, details):
         hashes = _Hashes(reader.files.files)
         if scales:
             write_file(folder / SCALES_FILE, scales, count)
@@ -59,7 +67,7 @@ def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = lambda do
         copy_files((GENERATION, *LICENSES), reader.folder, context)
         _write_config(reader, context / CONFIG)
         write_context(context, reader.config)
-        artifacts.write_manifest(folder, "nemo-checkpoint", inputs, {"source": str(hf), "sha256": hashes.result()})
+        details |= {"source": str(hf), "sha256": hashes.result()}
     return nemo
 
 

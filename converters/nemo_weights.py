@@ -39,6 +39,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import WriteResult
 
 from artifacts import write_bytes
+from converters.folders import FINISHED
 from converters.pool import run_all
 from errors import CheckpointError
 
@@ -87,7 +88,8 @@ def write_weights(
 ) -> None:
     """Write `folder` as Megatron's torch_dist checkpoint; each thread has one piece in memory at a time.
 
-    Files that an interrupted run has finished are kept: the pieces must be the same.
+    Files that an interrupted run has finished are kept: the pieces must be the same. What notes them ends in `FINISHED`
+    and is for the caller to remove.
 
     Args:
         empty_states: keys of module states that Megatron asks for and that hold nothing.
@@ -104,7 +106,7 @@ def write_weights(
 
     def write(number: int) -> None:
         # Written after the file was flushed to disk, so its presence says that the file is whole.
-        finished = folder / f"__{number}.finished"
+        finished = folder / f"__{number}{FINISHED}"
         shard = [*shards, []][number]
         if finished.is_file():
             results[number] = pickle.loads(finished.read_bytes())
@@ -117,8 +119,6 @@ def write_weights(
     writer.finish(_metadata(pieces, empty_states), results)
     torch.save({}, folder / "common.pt")
     (folder / "metadata.json").write_text(json.dumps(FORMAT))
-    for finished in folder.glob("__*.finished"):
-        finished.unlink()
 
 
 def _shards(pieces: Sequence[Piece]) -> list[list[Piece]]:

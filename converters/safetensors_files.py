@@ -144,13 +144,19 @@ class Group:
         return sum(tensor.bytes for tensor in self.tensors)
 
 
-def write_file(path: Path, groups: Sequence[Group], progress: Callable[[int], None] = lambda _: None) -> None:
+def write_file(
+    path: Path,
+    groups: Sequence[Group],
+    progress: Callable[[int], None] = lambda _: None,
+    finishing: Callable[[], None] = lambda: None,
+) -> None:
     """Write one file, each thread with the slabs of one job in memory, and flush it to the disk.
 
     It carries its name only when it is whole; where it does so already, nothing is done.
 
     Args:
         progress: called with the bytes of each slab.
+        finishing: called when all is written, before the file gets its name.
     Source: the safetensors format, https://huggingface.co/docs/safetensors: length, JSON header, data.
     """
     if path.is_file():
@@ -172,22 +178,28 @@ def write_file(path: Path, groups: Sequence[Group], progress: Callable[[int], No
 
         run_all((lambda job=job: write(job)) for group in groups for job in group.jobs)
         os.fsync(file.fileno())
+    finishing()
     temporary.rename(path)
 
 
 def write_sharded(
-    folder: Path, groups: Sequence[Group], shard_size: int, progress: Callable[[int], None] = lambda _: None
+    folder: Path,
+    groups: Sequence[Group],
+    shard_size: int,
+    progress: Callable[[int], None] = lambda _: None,
+    finishing: Callable[[], None] = lambda: None,
 ) -> None:
     """Write `model-0000X-of-0000N.safetensors` and their index; files of an interrupted run are kept.
 
     Args:
         shard_size: largest file in bytes, but for a group that is larger itself.
+        finishing: called before each file gets its name.
     """
     shards = list(_shards(groups, shard_size))
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_file(folder / name, shard, progress)
+        write_file(folder / name, shard, progress, finishing)
         weight_map |= {tensor.name: name for group in shard for tensor in group.tensors}
     total = sum(group.bytes for group in groups)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
