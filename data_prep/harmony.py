@@ -1,63 +1,93 @@
-"""The harmony prompt format of gpt-oss: control tokens, chat template, and rendering of a ticket.
+"""Harmony, the prompt format of gpt-oss: control tokens, chat template, rendering.
 
-Source: openai/harmony, the format's description. A prompt ends with the header of the assistant's final channel, so
-that the answer is the label and the end token, and nothing else carries loss.
+Source: openai/harmony, docs/format.md. A routing prompt ends with the header of the assistant's final channel, so that
+the answer is the label and the end token and nothing else carries loss.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from errors import DataError
 
 CHAT_TEMPLATE = (Path(__file__).parent / "harmony_chat_template.jinja").read_text(encoding="utf-8")
 START, END, MESSAGE, CHANNEL, RETURN = "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"
 SPECIAL_TOKENS = [
     "<|startoftext|>", "<|endoftext|>", RETURN, "<|constrain|>", CHANNEL, START, END, MESSAGE, "<|call|>",
 ]  # fmt: skip
-DATE = "2025-08-05"  # pinned: the templates put today's date into the system message, which would age the prompts
-FINAL = f"{CHANNEL}final{MESSAGE}"
-_CONTROL = re.compile(r"<\|([a-z_0-9]*)\|>")
+DATE = "2025-08-05"  # pinned: the templates ask for today's date, which would make every run's prompts its own
+REASONING_EFFORT = "low"  # the answer comes without analysis
+FINAL_HEADER = f"{CHANNEL}final{MESSAGE}"
 
-Render = Callable[[list[dict[str, str]]], str]
+Message = Mapping[str, str | None]
+Render = Callable[[Sequence[Message], bool], str]
+"""Messages, and whether the assistant's turn is to be opened → text."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt around a ticket: what stands before and after it."""
+
+    before: str
+    after: str
+
+    def fill(self, ticket: str) -> str:
+        """The whole prompt of a ticket, whose text stays text."""
+        return self.before + escape_control_tokens(ticket) + self.after
 
 
 def escape_control_tokens(text: str) -> str:
-    """Text in which nothing is a control token: `<|start|>` becomes `< |start| >`, as any `<|name|>` does."""
-    return _CONTROL.sub(r"< |\1| >", text)
+    """Text in which nothing is a control token: `<|` becomes `< |`, since every one of gpt-oss's begins so."""
+    return text.replace("<|", "< |")
 
 
-def prompt(render: Render, instruction: str, ticket: str) -> str:
-    """The prompt of one ticket, up to and with the header of the final channel."""
-    messages = [
-        {"role": "developer", "content": instruction},
-        {"role": "user", "content": escape_control_tokens(ticket)},
-    ]
-    return render(messages) + FINAL
-
-
-def renderer(tokenizer: str | None) -> Render:
-    """Renders messages and the start of the assistant's turn, with a tokenizer's own chat template or with ours.
+def routing_prompt(render: Render, instruction: str) -> Prompt:
+    """The prompt that asks for a label, up to and with the header of the final channel.
 
     Raises:
-        DataError: the folder has no tokenizer or the tokenizer no chat template.
+        DataError: the chat template does not show the user's message as it is, once.
     """
-    if tokenizer is None:
-        template = _own_template()
-        return lambda messages: template.render(messages=messages, add_generation_prompt=True)
-    loaded = load_tokenizer(tokenizer)
+    mark = "\N{OBJECT REPLACEMENT CHARACTER}ticket\N{OBJECT REPLACEMENT CHARACTER}"
+    messages = [{"role": "developer", "content": instruction}, {"role": "user", "content": mark}]
+    parts = render(messages, True).split(mark)
+    if len(parts) != 2:
+        raise DataError("the tokenizer's chat template does not show the user's message once: name another tokenizer.")
+    return Prompt(parts[0], parts[1] + FINAL_HEADER)
 
-    def render(messages: list[dict[str, str]]) -> str:
-        # gpt-oss's template calls strftime_now for the date; a function given here takes its place
-        return str(
-            loaded.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, strftime_now=lambda _: DATE
-            )
+
+def chat_turn(render: Render, messages: Sequence[Message]) -> tuple[str, str]:
+    """A conversation as prompt and answer: the last assistant turn is the answer, its thinking included.
+
+    Raises:
+        DataError: the conversation does not end with the assistant, or the template renders it otherwise than its
+            beginning.
+    """
+    clean = [
+        {name: escape_control_tokens(text) if name != "role" else text for name, text in message.items() if text}
+        for message in messages
+    ]
+    if not clean or clean[-1].get("role") != "assistant" or not clean[-1].get("content"):
+        raise DataError("the conversation does not end with an answer of the assistant")
+    prompt, whole = render(clean[:-1], True), render(clean, False)
+    if not whole.startswith(prompt):
+        raise DataError("the chat template renders the conversation otherwise than its beginning")
+    return prompt, whole.removeprefix(prompt)
+
+
+def renderer(tokenizer: Any | None = None) -> Render:
+    """Renders with a tokenizer's own chat template, or with ours, with the date pinned."""
+    arguments = {"strftime_now": lambda _: DATE, "reasoning_effort": REASONING_EFFORT}
+    if tokenizer is not None:
+        return lambda messages, opened: str(
+            # a variable of this name takes the place of the function that transformers puts into the environment
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened, **arguments)
         )
-
-    return render
+    template = _own_template()
+    return lambda messages, opened: template.render(messages=messages, add_generation_prompt=opened, **arguments)
 
 
 def load_tokenizer(folder: str) -> Any:
@@ -68,12 +98,11 @@ def load_tokenizer(folder: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    from errors import DataError
-
     try:
         loaded = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{folder} has no tokenizer that can be loaded ({str(error)[:150]}): name another.") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0][:150] if str(error) else type(error).__name__
+        raise DataError(f"{folder} has no tokenizer that can be loaded ({reason}): name another.") from None
     if not loaded.chat_template:
         raise DataError(f"the tokenizer of {folder} has no chat template: name another, or use format=completion.")
     return loaded
@@ -81,6 +110,13 @@ def load_tokenizer(folder: str) -> Any:
 
 @cache
 def _own_template() -> Any:
-    from jinja2 import Environment
+    # the environment of transformers' chat templates (utils/chat_template_utils.py), so that ours reads the same there
+    from jinja2.exceptions import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    return Environment(trim_blocks=False).from_string(CHAT_TEMPLATE)
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = raise_exception
+    return environment.from_string(CHAT_TEMPLATE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 NEMO_DATASET_KWARGS: dict[str, Any] = {
@@ -15,3 +16,14 @@ NEMO_DATASET_KWARGS: dict[str, Any] = {
     "truncation_field": "input",
     "answer_only_loss": True,
 }
+
+
+def packed_sequence_arguments(folder: Path, size: int) -> dict[str, Any]:
+    """Arguments of NeMo's `PackedSequenceSpecs` for a folder that was prepared with `pack=size`."""
+    packed = folder / "packed"
+    return {
+        "packed_sequence_size": size,
+        "packed_train_data_path": str(packed / f"training_{size}.npy"),
+        "packed_val_data_path": str(packed / f"validation_{size}.npy"),
+        "packed_metadata_path": str(packed / f"{size}_metadata.jsonl"),
+    }

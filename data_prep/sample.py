@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import re
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-if TYPE_CHECKING:
-    import pandas as pd
+from data_prep.harmony import SPECIAL_TOKENS, renderer, routing_prompt
+from data_prep.options import DEFAULT_INSTRUCTION
+from data_prep.rendering import fill_instruction
 
 SHARES = {
     "Technical Support": 24,
@@ -24,29 +26,37 @@ SHARES = {
     "Human Resources": 4,
     "General Inquiry": 4,
 }
+COLUMNS = ("subject", "body", "answer", "type", "queue", "priority", "language", *(f"tag_{i}" for i in range(1, 9)))
 LANGUAGES = {"en": 40, "de": 30, "es": 10, "fr": 10, "pt": 10}
 PRODUCTS = ("CloudDesk", "Notewell", "PixelPad 3", "RouterOne", "LedgerBox", "StreamCam", "DataHive", "SmartHub")
 DAYS = ("1 March", "12.04.", "03/05", "2024-06-17", "9.7.", "21/08", "30 September", "5.11.")
-NO_SUBJECT, LITERAL_BREAKS, DUPLICATES, WRONG_LABEL = 0.07, 0.3, 0.03, 0.01
+FRAME_WEIGHT = 100  # often enough that the words of every prompt become tokens of their own
+NAMES = ("Alma", "Bruno", "Chiara", "Davi", "Elif", "Fatou", "Goran", "Hanna", "Ines", "Jakub", "Keiko", "Luca")
+CONTEXT, NO_SUBJECT, LITERAL_BREAKS, WRONG_LABEL = 0.6, 0.07, 0.3, 0.01
+DUPLICATES, ALTERED = 0.03, 0.5  # rows that repeat another one, and how many of them with a word more
 
 
-def sample_tickets(count: int = 2000, seed: int = 0) -> pd.DataFrame:
+def sample_tickets(count: int = 2000, seed: int = 0) -> list[dict[str, str]]:
     """`count` rows: some without subject, with a literal \\n, twice in the table, or in the wrong queue."""
-    import pandas as pd
-
     draw = random.Random(seed)
     rows = [_ticket(draw) for _ in range(round(count * (1 - DUPLICATES)))]
-    rows += [dict(draw.choice(rows)) for _ in range(count - len(rows))]
+    rows += [_again(draw.choice(rows), draw) for _ in range(count - len(rows))]
     draw.shuffle(rows)
-    return pd.DataFrame(rows)
+    return rows
 
 
 @cache
 def sample_texts() -> list[str]:
-    """Subject and body of every sample ticket, line breaks real: what the rehearsal's tokenizer is trained on."""
-    frame = sample_tickets()
-    texts = zip(frame["subject"], frame["body"], strict=True)
-    return [f"{subject}\n{body}".replace("\\n", "\n") for subject, body in texts]
+    """What the rehearsal's tokenizer is trained on: every sample ticket, and what a prompt says around it."""
+    tickets = [f"{row['subject']}\n{row['body']}".replace("\\n", "\n") for row in sample_tickets()]
+    frame = routing_prompt(renderer(), fill_instruction(DEFAULT_INSTRUCTION, "queue", sorted(SHARES)))
+    around = re.split("|".join(map(re.escape, SPECIAL_TOKENS)), frame.before + frame.after)
+    return tickets + [text for text in [*around, *SHARES] if text] * FRAME_WEIGHT
+
+
+def _again(row: dict[str, str], draw: random.Random) -> dict[str, str]:
+    """A ticket that was sent twice, or a second time with a word more."""
+    return row | {"body": f"{row['body']} (#{draw.randint(2, 99)})"} if draw.random() < ALTERED else dict(row)
 
 
 @cache
@@ -60,8 +70,11 @@ def _ticket(draw: random.Random) -> dict[str, str]:
     texts = _sentences()[language]
     subjects, problems = texts["queues"][queue]
     subject = _fill(draw.choice(subjects), draw)
-    told = [_fill(problem, draw) for problem in draw.sample(problems, draw.choice((2, 2, 3)))]
-    body = "\n\n".join((draw.choice(texts["greet"]), " ".join(told), draw.choice(texts["close"])))
+    told = draw.sample(problems, draw.choice((2, 2, 3)))
+    if draw.random() < CONTEXT:
+        told.insert(draw.randint(0, len(told)), draw.choice(texts["context"]))
+    middle = " ".join(_fill(sentence, draw) for sentence in told)
+    body = "\n\n".join((draw.choice(texts["greet"]), middle, draw.choice(texts["close"])))
     if draw.random() < LITERAL_BREAKS:
         body = body.replace("\n", "\\n")
     if draw.random() < WRONG_LABEL:
@@ -79,5 +92,7 @@ def _ticket(draw: random.Random) -> dict[str, str]:
 
 
 def _fill(text: str, draw: random.Random) -> str:
-    number = str(draw.randint(2, 99999))
-    return text.replace("{p}", draw.choice(PRODUCTS)).replace("{n}", number).replace("{d}", draw.choice(DAYS))
+    slots = {"{p}": PRODUCTS, "{n}": (str(draw.randint(2, 99999)),), "{d}": DAYS, "{w}": NAMES}
+    for slot, values in slots.items():
+        text = text.replace(slot, draw.choice(values))
+    return text

@@ -1,99 +1,252 @@
-"""Read tickets from a file, and find the columns that matter by their names."""
+"""Read the rows of a table file one after the other, as text; what cannot be read is reported with its line."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import codecs
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from data_prep.options import PrepareOptions
 from errors import DataError
 
-Row = dict[str, str]
-# Usual names, the Kaggle files' first; then those of Zendesk, Jira and OTOBO exports.
-SUBJECTS = ("subject", "title", "summary", "betreff")
-BODIES = ("body", "description", "text", "message", "content", "beschreibung")
-LANGUAGES = ("language", "lang", "locale", "sprache")
-IDS = ("id", "ticket_id", "ticket id", "key", "issue key", "ticketnumber")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+SEPARATORS = (",", ";", "\t", "|")
+PEEKED_ROWS = 1000
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The names of the columns that are read; `body` or `subject` may be missing, not both."""
+class Row:
+    """One row: where it stands, and its values in the order that was asked for."""
 
-    label: str
-    subject: str | None
-    body: str | None
-    language: str | None
-    id: str | None
+    line: int
+    values: list[str]
 
 
-def read_source(source: str, options: PrepareOptions) -> tuple[list[Row], Columns]:
-    """All rows as text, and the columns to read.
+@dataclass(frozen=True)
+class Damaged:
+    """A row that cannot be read, by its first and last line."""
+
+    line: int
+    last: int
+    reason: str
+
+
+class Source(Protocol):
+    """A table of tickets; `rows` may be called once."""
+
+    name: str
+    columns: list[str]
+
+    @property
+    def recoded(self) -> int:
+        """Lines so far that were not UTF-8 and were read as Windows-1252."""
+        ...
+
+    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
+        """The rows with their values of the columns `wanted`; a value that is missing is empty."""
+        ...
+
+
+def open_source(path: Path) -> Source:
+    """The table in a file.
 
     Raises:
-        DataError: no such file, an unknown format, empty, undecodable, or a column is missing.
+        DataError: no such file, an unknown kind, empty, or unreadable from its beginning.
     """
-    if source == "sample":
-        from data_prep.sample import sample_tickets
-
-        frame = sample_tickets()
-    else:
-        frame = _read_file(Path(source))
-    if not len(frame):
-        raise DataError(f"{source} holds no tickets: export it again.")
-    columns = find_columns([str(name) for name in frame.columns], source, options)
-    return frame.astype(object).where(frame.notna(), "").astype(str).to_dict("records"), columns
-
-
-def find_columns(names: list[str], source: str, options: PrepareOptions) -> Columns:
-    """The columns to read: those that the options name, else those with a usual name.
-
-    Raises:
-        DataError: a named column, the label, or both subject and body are missing.
-    """
-    by_name = {name.strip().casefold(): name for name in names}
-
-    def find(chosen: str | None, usual: tuple[str, ...], what: str) -> str | None:
-        if chosen is not None:
-            if chosen.casefold() not in by_name:
-                raise DataError(f"{source} has no column {chosen!r} for the {what}: it has {', '.join(names)}.")
-            return by_name[chosen.casefold()]
-        return next((by_name[name] for name in usual if name in by_name), None)
-
-    label = find(options.label, (), "label")
-    subject, body = find(options.subject, SUBJECTS, "subject"), find(options.body, BODIES, "body")
-    if subject is None and body is None:
-        raise DataError(f"{source} has no column for the text: name it with --body; it has {', '.join(names)}.")
-    assert label is not None
-    return Columns(label, subject, body, find(options.language, LANGUAGES, "language"), find(options.id, IDS, "id"))
-
-
-def _read_file(path: Path) -> Any:
-    import pandas as pd
-    import pyarrow as pa
-
     if not path.is_file():
-        raise DataError(f"there is no ticket source {path}: name a file, or `sample`.")
+        raise DataError(f"there is no ticket source {path}: name a file, a folder, kaggle or sample.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty: export it again.")
-    suffix = path.suffix.lower()
+    match path.suffix.lower():
+        case ".csv" | ".tsv":
+            return CsvSource(path)
+        case ".jsonl" | ".ndjson":
+            return JsonlSource(path)
+        case ".parquet":
+            return ParquetSource(path)
+    raise DataError(f"{path} is of an unknown kind: {', '.join(SUFFIXES)} are read.")
+
+
+@dataclass
+class _Lines:
+    """The lines of a text file: UTF-16 by its mark, else UTF-8, and Windows-1252 for a line that is not UTF-8."""
+
+    path: Path
+    recoded: int = 0
+
+    def __iter__(self) -> Iterator[str]:
+        with self.path.open("rb") as file:
+            mark = file.read(3)
+            if mark.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                with self.path.open(encoding="utf-16", errors="replace", newline="") as lines:
+                    yield from lines
+                return
+            file.seek(3 if mark == codecs.BOM_UTF8 else 0)
+            for line in file:
+                try:
+                    text = line.decode("utf-8")
+                except UnicodeDecodeError:
+                    text = line.decode("cp1252", errors="replace")
+                    self.recoded += 1
+                yield text.replace("\0", "")  # Python 3.10's csv module stops at NUL
+
+
+@dataclass
+class CsvSource:
+    """CSV or TSV; the separator is the one that gives the heading most columns."""
+
+    path: Path
+    name: str = field(init=False)
+    columns: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name = str(self.path)
+        self._lines = _Lines(self.path)
+        heading = next((line for line in self._lines if line.strip()), "")
+        self._lines.recoded = 0
+        parsed = {separator: _heading(heading, separator) for separator in SEPARATORS}
+        self._separator = max(SEPARATORS, key=lambda separator: len(parsed[separator]))
+        self.columns = [name.strip() for name in parsed[self._separator]]
+        if not any(self.columns):
+            raise DataError(f"{self.path} has no heading: export it again, with the names of the columns.")
+
+    @property
+    def recoded(self) -> int:
+        return self._lines.recoded
+
+    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
+        positions = [self.columns.index(name) for name in wanted]
+        # strict: a file cut off inside a quoted field, or with a stray quote, is an error and not a row
+        reader = csv.reader(self._lines, delimiter=self._separator, strict=True)
+        heading = True
+        while True:
+            start = reader.line_num + 1
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Damaged(start, reader.line_num, str(error))
+                continue
+            if not values or (heading and not any(value.strip() for value in values)):
+                continue
+            if heading:
+                heading = False
+            elif len(values) != len(self.columns):
+                reason = f"{len(values)} fields where the heading has {len(self.columns)}"
+                yield Damaged(start, reader.line_num, reason)
+            else:
+                yield Row(start, [values[position] for position in positions])
+
+
+def _heading(line: str, separator: str) -> list[str]:
     try:
-        if suffix in (".csv", ".tsv"):
-            separator = "\t" if suffix == ".tsv" else None if _unclear(path) else ","
-            return pd.read_csv(
-                path, sep=separator, dtype=str, keep_default_na=False, engine="python", encoding="utf-8-sig"
-            )
-        if suffix in (".jsonl", ".ndjson"):
-            return pd.read_json(path, lines=True, dtype=False)  # pyright: ignore[reportArgumentType]
-        if suffix == ".parquet":
-            return pd.read_parquet(path)
-    except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as {suffix[1:]} ({str(error)[:150]}): export it again.") from None
-    raise DataError(f"{path} is of an unknown kind: .csv, .tsv, .jsonl and .parquet are read.")
+        return next(csv.reader([line], delimiter=separator), [])
+    except csv.Error:
+        return []
 
 
-def _unclear(path: Path) -> bool:
-    """Whether the heading holds no comma, so that another separator must be found."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return "," not in file.readline()
+@dataclass
+class JsonlSource:
+    """One JSON object a line; the columns are the keys of the first thousand."""
+
+    path: Path
+    name: str = field(init=False)
+    columns: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name = str(self.path)
+        self._lines = _Lines(self.path)
+        self._parsed = self._objects()
+        self._peeked = list(islice(self._parsed, PEEKED_ROWS))
+        found = (item for _, item in self._peeked if isinstance(item, dict))
+        self.columns = list(dict.fromkeys(chain.from_iterable(found)))
+        if not self.columns:
+            raise DataError(f"{self.path} holds no JSON objects: write one a line.")
+
+    @property
+    def recoded(self) -> int:
+        return self._lines.recoded
+
+    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
+        for line, item in chain(self._peeked, self._parsed):
+            if isinstance(item, Damaged):
+                yield item
+            else:
+                yield Row(line, [_text(item.get(name)) for name in wanted])
+
+    def _objects(self) -> Iterator[tuple[int, dict[str, Any] | Damaged]]:
+        for number, line in enumerate(self._lines, 1):
+            if not line.strip():
+                continue
+            try:
+                item = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield number, Damaged(number, number, f"not JSON ({str(error)[:80]})")
+                continue
+            if isinstance(item, dict):
+                yield number, item
+            else:
+                yield number, Damaged(number, number, "not a JSON object")
+
+
+@dataclass
+class ParquetSource:
+    """A Parquet file, read in batches."""
+
+    path: Path
+    name: str = field(init=False)
+    columns: list[str] = field(init=False)
+    recoded: int = 0
+
+    def __post_init__(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.name = str(self.path)
+        try:
+            self._file = pq.ParquetFile(self.path)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path} cannot be read as Parquet ({str(error)[:120]}): export it again.") from None
+        self.columns = list(self._file.schema_arrow.names)
+
+    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
+        import pyarrow as pa
+
+        line = 0
+        try:
+            for batch in self._file.iter_batches(batch_size=4096, columns=list(wanted)):
+                columns = [batch.column(name).to_pylist() for name in wanted]
+                for values in zip(*columns, strict=True):
+                    line += 1
+                    yield Row(line, [_text(value) for value in values])
+        except (pa.ArrowException, OSError) as error:
+            rows = self._file.metadata.num_rows
+            yield Damaged(line + 1, rows, f"{rows - line} rows cannot be read ({str(error)[:80]})")
+
+
+@dataclass
+class Rows:
+    """Rows that are in memory already."""
+
+    name: str
+    items: Iterable[dict[str, str]]
+    columns: list[str]
+    recoded: int = 0
+
+    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
+        for line, item in enumerate(self.items, 1):
+            yield Row(line, [item[name] for name in wanted])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        # JSON can spell half of a surrogate pair, which no encoding can write
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if value is None or value != value:  # NaN, which is what pandas writes for a missing text
+        return ""
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)

@@ -1,0 +1,89 @@
+"""Which columns of somebody's export hold what a ticket is made of, found by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_prep.options import PrepareOptions
+from errors import DataError
+
+# The Kaggle files' names first; then those of Zendesk, Jira and OTOBO exports, and plain English and German ones.
+LABELS = ("queue", "queue name", "warteschlange", "group", "assignee group", "component", "component/s", "components")
+SUBJECTS = ("subject", "ticket subject", "title", "summary", "betreff", "titel", "issue summary")
+BODIES = (
+    "body",
+    "description",
+    "ticket description",
+    "text",
+    "message",
+    "content",
+    "comment",
+    "beschreibung",
+    "inhalt",
+)
+LANGUAGES = ("language", "lang", "locale", "sprache", "reasoning_language", "requester language")
+IDS = ("id", "ticket id", "ticketnumber", "ticket number", "ticket#", "issue key", "key", "ticketnummer")
+MESSAGES = "messages"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns to read. A chat dataset has `messages` and no label."""
+
+    label: str | None
+    subject: str | None
+    body: str | None
+    language: str | None
+    id: str | None
+    messages: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Those that there are, each once."""
+        wanted = (self.label, self.subject, self.body, self.language, self.id, self.messages)
+        return list(dict.fromkeys(name for name in wanted if name is not None))
+
+
+def find_columns(names: Sequence[str], source: str, options: PrepareOptions) -> Columns:
+    """The columns to read: those that the options name, else those with a usual name.
+
+    Raises:
+        DataError: a named column, the label, or both subject and body are missing.
+    """
+    by_name: dict[str, str] = {}
+    for name in names:
+        by_name.setdefault(_spelling(name), name)
+
+    def find(chosen: str | None, usual: Sequence[str], what: str) -> str | None:
+        if chosen is None:
+            return next((by_name[_spelling(name)] for name in usual if _spelling(name) in by_name), None)
+        if _spelling(chosen) not in by_name:
+            raise DataError(
+                f"{source} has no column {chosen!r} for the {what}: it has {_listed(names)}; name one with --{what}."
+            )
+        return by_name[_spelling(chosen)]
+
+    subject, body = find(options.subject, SUBJECTS, "subject"), find(options.body, BODIES, "body")
+    language, identity = find(options.language, LANGUAGES, "language"), find(options.id, IDS, "id")
+    default = options.label == PrepareOptions.label
+    label = find(None if default else options.label, LABELS, "label")
+    if MESSAGES in by_name and (label is None or (subject is None and body is None)):
+        return Columns(None, None, None, language, identity, by_name[MESSAGES])
+    if label is None:
+        raise DataError(f"{source} has no column {options.label!r} for the label: it has {_listed(names)}; "
+                        "name the one to route by with --label.")  # fmt: skip
+    if subject is None and body is None:
+        raise DataError(f"{source} has no column for the text: it has {_listed(names)}; name it with --body.")
+    if label in (subject, body):
+        raise DataError(f"{source}: the column {label!r} cannot be both the label and the text; name others.")
+    return Columns(label, subject, body, language, identity)
+
+
+def _spelling(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").split())
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(name[:40] for name in names[:20])
+    return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -1,0 +1,88 @@
+"""What prepare writes through NeMo's own dataset classes: which tokens carry loss."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from data_prep.nemo_dataset import NEMO_DATASET_KWARGS, packed_sequence_arguments
+from data_prep.options import PrepareOptions
+from data_prep.prepare import prepare
+
+pytestmark = pytest.mark.slow
+REAL = Path(__file__).parents[3] / "shared" / "data" / "tickets"
+FILE = REAL / "aa_dataset-tickets-multi-lang-5-2-50-version.csv"
+SIZE = 2048
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tokenizer_folder) -> Path:
+    pytest.importorskip("nemo.collections.llm")
+    folder = tmp_path_factory.mktemp("prepared") / "out"
+    source = FILE if REAL.is_dir() else "sample"
+    prepare(source, folder, PrepareOptions(tokenizer=str(tokenizer_folder), pack=SIZE))
+    return folder
+
+
+def data_module(folder: Path, tokenizer_folder: Path, **arguments):
+    from nemo.collections.common.tokenizers import AutoTokenizer
+    from nemo.collections.llm.gpt.data.fine_tuning import FineTuningDataModule
+
+    tokenizer = AutoTokenizer(str(tokenizer_folder))
+    return FineTuningDataModule(
+        folder,
+        seq_length=SIZE,
+        tokenizer=tokenizer,
+        micro_batch_size=1,
+        dataset_kwargs=NEMO_DATASET_KWARGS,
+        **arguments,
+    )
+
+
+def rows_of(folder: Path, split: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().split("\n")[:-1]]
+
+
+def test_tokens_with_loss_are_the_label_and_the_end_token(prepared, tokenizer, tokenizer_folder):
+    module = data_module(prepared, tokenizer_folder)
+    dataset = module._create_dataset(module.train_path, **module.dataset_kwargs)
+    rows = rows_of(prepared, "training")
+    assert len(dataset) == len(rows)
+    assert len({row["label"] for row in rows[:100]}) >= 8
+    for index, row in enumerate(rows[:100]):
+        batch = dataset.collate_fn([dataset[index]])
+        tokens, labels, mask = (batch[name][0].tolist() for name in ("tokens", "labels", "loss_mask"))
+        whole = tokenizer.encode(row["input"] + row["output"], add_special_tokens=False)
+        assert tokens[: len(whole) - 1] == whole[:-1]
+        answer = [label for label, flag in zip(labels, mask, strict=True) if flag]
+        assert answer == [*tokenizer.encode(row["label"], add_special_tokens=False), tokenizer.eos_token_id]
+        first = mask.index(1)
+        assert labels[:first] == whole[1 : first + 1]
+        assert tokenizer.decode(tokens[: first + 1]) == row["input"]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_packed_sequences_carry_the_same_loss(prepared, tokenizer, tokenizer_folder, padded):
+    from nemo.collections.llm.gpt.data.packed_sequence import PackedSequenceSpecs
+
+    specs = PackedSequenceSpecs(**packed_sequence_arguments(prepared, SIZE), pad_cu_seqlens=padded)
+    module = data_module(prepared, tokenizer_folder, packed_sequence_specs=specs)
+    before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
+    module.prepare_data()  # finds the files, and packs nothing again
+    assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*")} == before
+    arguments = module.dataset_kwargs | ({"pad_to_max_length": True} if padded else {})
+    for path, split in ((module.train_path_packed, "training"), (module.validation_path_packed, "validation")):
+        dataset = module._create_dataset(path, pack_metadata_path=module.pack_metadata, **arguments)
+        found = []
+        for index in range(len(dataset)):
+            batch = dataset.collate_fn([dataset[index]])
+            tokens, labels, mask = (batch[name][0].tolist() for name in ("tokens", "labels", "loss_mask"))
+            borders = batch["cu_seqlens_unpadded"][0].tolist()
+            for start, end in pairwise(borders):
+                if end > start and any(mask[start:end]):
+                    answer = [label for label, flag in zip(labels[start:end], mask[start:end], strict=True) if flag]
+                    whole = [*tokens[start:end], labels[end - 1]]
+                    found.append((tokenizer.decode(whole), tokenizer.decode(answer)))
+        rows = rows_of(prepared, split)
+        assert sorted(found) == sorted((row["input"] + row["output"], row["output"]) for row in rows)

@@ -1,0 +1,64 @@
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from data_prep.options import PrepareOptions
+from data_prep.prepare import prepare
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+ATTACK = "<img src=x onerror=alert(1)></pre><script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer_folder) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    rows = [{"subject": "", "body": f"{ATTACK}\\nnumber {i} " * 2, "queue": f"Q{i % 3} & <b>", "language": "en"}
+            for i in range(90)]  # fmt: skip
+    rows += [rows[0] | {"queue": "Q1 & <b>"}] * 3
+    lines = [json.dumps(row) for row in rows]
+    (folder / "t.jsonl").write_text("\n".join([*lines, "broken"]))
+    options = PrepareOptions(tokenizer=str(tokenizer_folder), pack=2048, skip=("html",))
+    prepare(folder / "t.jsonl", folder / "out", options)
+    return folder / "out"
+
+
+def test_the_page_needs_nothing_else_and_runs_nothing(folder):
+    page = (folder / "report.html").read_text()
+    assert not re.search(r"<(script|link|img|iframe)|@import|url\(", page)
+    assert "&lt;script&gt;alert(1)" in page
+    assert "Q1 &amp; &lt;b&gt;" in page
+
+
+def test_the_page_shows_what_the_report_counts(folder):
+    page = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", (folder / "report.html").read_text()))
+    report = json.loads((folder / "report.json").read_text())
+    assert report["rows"] == 94
+    for split, count in report["splits"].items():
+        assert f"{split} {count}" in page
+    for reason, count in report["dropped"].items():
+        assert f"{reason} {count}" in page
+    assert "3 exact copies were dropped" in page
+    assert "1 groups had conflicting labels" in page
+    assert "line 94: not JSON" in page
+    assert "2,048" in page
+    for name in ("Before and after cleaning", "Length in tokens", "Where the rows went", "Duplicates"):
+        assert name in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+@pytest.mark.parametrize("width", [500, 1200])  # 500 is the least that headless chromium makes a window
+def test_nothing_is_wider_than_the_window(folder, tmp_path, width):
+    page = (folder / "report.html").read_text()
+    script = "<script>document.title = document.documentElement.scrollWidth + ' of ' + window.innerWidth</script>"
+    (tmp_path / "page.html").write_text(page.replace("</body>", script + "</body>"))
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+               f"--window-size={width},900", "--dump-dom", (tmp_path / "page.html").as_uri()]  # fmt: skip
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    found = re.search(r"<title>(\d+) of (\d+)</title>", dom)
+    assert found is not None
+    assert int(found[1]) <= int(found[2])
