@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 
-import artifacts
-from converters.folders import GENERATION, LICENSES, TOKENIZER_FILES, copy_files, resumable_folder, source_files
+from artifacts import write_text
+from converters.folders import (
+    FINISHED,
+    GENERATION,
+    LICENSES,
+    TOKENIZER_FILES,
+    copy_files,
+    is_done,
+    resumable_folder,
+    source_files,
+)
 from converters.hf_reader import BLOCKS, SCALES
-from converters.import_hf import CONFIG, SCALES_FILE, Counter
+from converters.import_hf import CONFIG, SCALES_FILE
 from converters.lora import Adapter
 from converters.mapping import TABLE, Entry, Place, layers_of, places
 from converters.model_card import model_card
@@ -25,41 +31,49 @@ from converters.mxfp4 import BLOCK, dequantize, quantize, requantize
 from converters.nemo_context import TOKENIZER
 from converters.nemo_weights import WeightsReader
 from converters.openai_layout import QUANTIZATION
+from converters.progress import Counter, Progress
 from converters.safetensors_files import Group, SafetensorsReader, Slab, TensorSpec, write_sharded
 from converters.sizes import parse_size
+from converters.transpose import transpose
 from errors import CheckpointError, ConfigurationError
 from modeling.hf_config import GptOssConfig
 
 MXFP4 = "mxfp4"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-Progress = Callable[[int, int], None]
 
 
-@dataclass
 class Quantization:
-    """What became of the expert matrices in an MXFP4 export.
+    """What became of each expert in an MXFP4 export; noted in a file, so that a continued run knows it all."""
 
-    Attributes:
-        kept: number of experts' matrices that carry their original blocks and scales.
-        squares: of each quantized (layer, matrix): sums of the squared error and of the squared values.
-    """
+    def __init__(self) -> None:
+        # (tensor name, expert): None where the original bytes were kept, else the squared norms of error and values
+        self._norms: dict[str, dict[str, tuple[float, float] | None]] = {}
 
-    kept: int = 0
-    squares: dict[str, tuple[float, float]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    def add(self, name: str, expert: int, norms: tuple[float, float] | None) -> None:
+        self._norms.setdefault(name, {})[str(expert)] = norms
 
-    def add_kept(self) -> None:
-        with self._lock:
-            self.kept += 1
-
-    def add_error(self, name: str, error: float, value: float) -> None:
-        with self._lock:
-            before = self.squares.get(name, (0.0, 0.0))
-            self.squares[name] = (before[0] + error, before[1] + value)
+    @property
+    def kept(self) -> int:
+        """Number of experts' matrices that carry their original blocks and scales."""
+        return sum(norms is None for experts in self._norms.values() for norms in experts.values())
 
     def relative_errors(self) -> dict[str, float]:
-        """Root mean square error over root mean square value, by tensor name; quantized experts only."""
-        return {name: math.sqrt(e / v) if v else 0.0 for name, (e, v) in sorted(self.squares.items())}
+        """Root mean square error over root mean square value of what was quantized, by tensor name."""
+        found: dict[str, float] = {}
+        for name, experts in sorted(self._norms.items()):
+            quantized = [norms for norms in experts.values() if norms is not None]
+            error, value = (sum(norms[i] for norms in quantized) for i in (0, 1))
+            if quantized:
+                found[name] = math.sqrt(error / value) if value else 0.0
+        return found
+
+    def load(self, file: Path) -> None:
+        """Take up what an interrupted run has noted."""
+        if file.is_file():
+            self._norms = json.loads(file.read_text())
+
+    def save(self, file: Path) -> None:
+        write_text(file, json.dumps(self._norms))
 
 
 def export_checkpoint(
@@ -70,7 +84,7 @@ def export_checkpoint(
     weights: str = "auto",
     shard_size: str = "5GB",
     like: Path | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda done: None,
 ) -> Path:
     """Write a complete Hugging Face folder: safetensors with index, config, generation_config, tokenizer, model card.
 
@@ -81,7 +95,7 @@ def export_checkpoint(
             not touch get their original blocks and scales back, byte for byte.
         like: our import (or the Hugging Face folder) that gives config.json and the tokenizer, where `nemo` is a
             checkpoint that NeMo saved and holds neither.
-        progress: called with bytes written and bytes in all.
+        progress: called after every tensor.
     Raises:
         CheckpointError: a checkpoint is damaged or not gpt-oss; or the disk is too small.
         ConfigurationError: an unknown `weights`, or a model whose widths MXFP4 cannot hold.
@@ -89,26 +103,28 @@ def export_checkpoint(
     if weights not in ("auto", MXFP4, *DTYPES):
         raise ConfigurationError(f"weights {weights!r} is not one of auto, {MXFP4}, {', '.join(DTYPES)}.")
     source = Source(nemo, like or nemo)
-    merged = Adapter.open(adapter) if adapter else None
+    merged = Adapter.open(adapter, source.config) if adapter else None
     limit = parse_size(shard_size)
     export = _Export(source, merged, weights)
     groups = export.groups()
     inputs = {
         "kind": "export",
-        "files": source.identity() | (_identity(adapter) if adapter else {}),
+        "files": source.identity() | (checkpoint_identity(adapter) if adapter else {}),
         "weights": weights,
         "shard_size": limit,
     }
-    if artifacts.is_current(out, artifacts.fingerprint(inputs)):
+    if is_done(out, inputs):
         return out
     total = sum(group.bytes for group in groups)
-    with resumable_folder(out, inputs, total) as folder:
-        write_sharded(folder, groups, limit, Counter(total, progress))
-        details: dict[str, Any] = {"nemo": str(nemo), "adapter": str(adapter) if adapter else None}
+    with resumable_folder(out, "hf-checkpoint", inputs, total) as (folder, details):
+        noted = folder / f"quantization{FINISHED}"
+        export.quantization.load(noted)
+        count = Counter(total, sum(len(group.jobs) for group in groups), progress)
+        write_sharded(folder, groups, limit, count, lambda: export.quantization.save(noted))
+        details |= {"nemo": str(nemo), "adapter": str(adapter) if adapter else None}
         if weights == MXFP4:
             details |= {"kept": export.quantization.kept, "relative_errors": export.quantization.relative_errors()}
         _write_files(source, folder, export, details)
-        artifacts.write_manifest(folder, "hf-checkpoint", inputs, details)
     return out
 
 
@@ -141,7 +157,7 @@ class Source:
         """What tells this source from another."""
         files = [self.like / SCALES_FILE, *(self.tokenizer / name for name in TOKENIZER_FILES)]
         assert self.config_file is not None
-        return _identity(self.nemo) | source_files([self.config_file, *files])
+        return checkpoint_identity(self.nemo) | source_files([self.config_file, *files])
 
     def _check(self) -> None:
         for entry in TABLE:
@@ -155,7 +171,8 @@ class Source:
             raise CheckpointError(f"{self.weights.folder} holds tensors that gpt-oss has not, such as {unknown[0]}.")
 
 
-def _identity(nemo: Path) -> dict[str, Any]:
+def checkpoint_identity(nemo: Path) -> dict[str, Any]:
+    """What tells a NeMo checkpoint from another."""
     files = sorted((nemo / "weights").iterdir())
     return {f"{nemo}/{name}": value for name, value in source_files([*files, nemo / "context" / "io.json"]).items()}
 
@@ -195,7 +212,7 @@ class _Export:
     def _plain(self, entry: Entry, place: Place, specs: tuple[TensorSpec, ...]) -> list[Slab]:
         parts = entry.to_hf(self._value(entry, place).to(specs[0].dtype), self.config)
         if place.expert is not None:
-            return [Slab(specs[0].name, place.expert, parts[0].T if parts[0].dim() == 2 else parts[0])]
+            return [Slab(specs[0].name, place.expert, transpose(parts[0]) if entry.is_expert_matrix else parts[0])]
         start = place.rows[0] if place.rows else 0
         return [Slab(spec.name, start, part) for spec, part in zip(specs, parts, strict=True)]
 
@@ -218,7 +235,7 @@ class _Export:
         original = self.source.scales.slice(name + SCALES)[expert].numpy() if self.source.scales else None
         blocks = _exact(value, original) if original is not None else None
         if blocks is not None and original is not None:
-            self.quantization.add_kept()
+            self.quantization.add(name, expert, None)
             return [Slab(name + BLOCKS, expert, blocks), Slab(name + SCALES, expert, original)]
         exact = value.float().numpy()
         try:
@@ -227,7 +244,7 @@ class _Export:
             raise CheckpointError(f"{self.source.nemo}: {name}, expert {expert}: {error}") from None
         rounded = (dequantize(blocks, scales).astype(np.uint32) << 16).view(np.float32)
         error, size = np.linalg.norm(rounded - exact) ** 2, np.linalg.norm(exact) ** 2
-        self.quantization.add_error(name, float(error), float(size))
+        self.quantization.add(name, expert, (float(error), float(size)))
         return [Slab(name + BLOCKS, expert, blocks), Slab(name + SCALES, expert, scales)]
 
 

@@ -22,9 +22,27 @@ GENERATION = "generation_config.json"
 LICENSES = ("LICENSE", "USAGE_POLICY")
 
 
+FINISHED = ".finished"
+"""Ending of files that note what an interrupted run has done; none is left in a whole folder."""
+
+
+def is_done(path: Path, inputs: Mapping[str, Any]) -> bool:
+    """Whether `path` is whole and was made from `inputs`; one that was killed while it got its name gets it now."""
+    wanted = artifacts.fingerprint(inputs)
+    partial = artifacts.partial_of(path)
+    if artifacts.is_current(partial, wanted):
+        _remove_notes(partial)
+        artifacts.publish(partial, path)
+    return artifacts.is_current(path, wanted)
+
+
 @contextmanager
-def resumable_folder(path: Path, inputs: Mapping[str, Any], size: int) -> Iterator[Path]:
+def resumable_folder(
+    path: Path, kind: str, inputs: Mapping[str, Any], size: int
+) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A folder to write in that becomes `path` when it is whole; a killed run with the same inputs is continued.
+
+    Yields the folder and the details of its manifest, to be filled.
 
     Args:
         inputs: all that decides the content.
@@ -33,20 +51,29 @@ def resumable_folder(path: Path, inputs: Mapping[str, Any], size: int) -> Iterat
         CheckpointError: the disk has no room for them.
     """
     partial = artifacts.partial_of(path)
-    mark = partial / "inputs"
+    mark = partial / f"inputs{FINISHED}"
     wanted = artifacts.fingerprint(inputs)
     if partial.exists() and not (mark.is_file() and mark.read_text() == wanted):
         shutil.rmtree(partial)
     _ensure_room(path, size - _written(partial))
+    details: dict[str, Any] = {}
     try:
         with artifacts.new_folder(path, resume=True) as folder:
+            for file in list(folder.rglob("*.tmp")):  # what a kill left half-written
+                file.unlink()
             artifacts.write_text(mark, wanted)
-            yield folder
-            mark.unlink()
+            yield folder, details
+            artifacts.write_manifest(folder, kind, inputs, details, notes=FINISHED)
+            _remove_notes(folder)
     except NemoRunError:
         # Bad input: it would fail again. What a kill or a full disk interrupts is kept.
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _remove_notes(folder: Path) -> None:
+    for file in list(folder.rglob(f"*{FINISHED}")):
+        file.unlink()
 
 
 def _ensure_room(path: Path, needed: int) -> None:

@@ -15,6 +15,7 @@ from converters import openai_layout
 from converters.mapping import Entry, Place, layers_of
 from converters.mxfp4 import BLOCK, dequantize
 from converters.safetensors_files import SafetensorsReader
+from converters.transpose import transpose
 from errors import CheckpointError, ConfigurationError
 from modeling.hf_config import GptOssConfig
 
@@ -87,6 +88,8 @@ class HfReader:
         Raises:
             CheckpointError: an MXFP4 scale is NaN.
         """
+        if entry.is_expert_matrix and self.mxfp4:
+            return self._decoded(entry, place)
         parts = [self._part(entry, name.format(layer=place.layer), place) for name in entry.hf]
         return entry.to_nemo(parts, self.config).contiguous()
 
@@ -116,19 +119,24 @@ class HfReader:
     def _slice(self, name: str) -> Any:
         return self.files.slice(self._at(name)[0])
 
+    def _decoded(self, entry: Entry, place: Place) -> torch.Tensor:
+        """bf16 (out, in) of an MXFP4 expert; rows take their places as blocks, which are a quarter of the bytes."""
+        stored = (torch.from_numpy(part) for part in (self.blocks(entry, place), self.scales(entry, place)))
+        blocks, scales = (entry.to_nemo([part], self.config).numpy() for part in stored)
+        try:
+            bits = dequantize(blocks, scales)
+        except CheckpointError as error:
+            name = entry.hf[0].format(layer=place.layer)
+            raise CheckpointError(f"{self.folder}: {name}, expert {place.expert}: {error}") from None
+        return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+
     def _part(self, entry: Entry, name: str, place: Place) -> torch.Tensor:
-        if entry.is_expert_matrix and self.mxfp4:
-            try:
-                bits = dequantize(self.blocks(entry, place), self.scales(entry, place))
-            except CheckpointError as error:
-                raise CheckpointError(f"{self.folder}: {name}, expert {place.expert}: {error}") from None
-            return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
         stored, rows = self._at(name)
         tensor = self.files.slice(stored)
         if place.expert is not None:
             value = tensor[place.expert]
             # Hugging Face multiplies activations from the left, OpenAI stores rows of the output
-            return value.T if entry.is_expert_matrix and not self.openai else value
+            return transpose(value) if entry.is_expert_matrix and not self.openai else value
         first, last = place.rows or rows or (0, tensor.get_shape()[0])
         return tensor[first:last]
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
+from artifacts import MANIFEST
 from converters.folders import GENERATION, LICENSES, TOKENIZER_FILES
 from errors import CheckpointError
 
 # The repositories of gpt-oss hold the weights three times (41 GB of the 20b); patterns without a slash would match
 # those in original/ and metal/ too.
 FILES = ("config.json", GENERATION, *LICENSES, *TOKENIZER_FILES, "model.safetensors.index.json", "model*.safetensors")
+# Broken connections that one download takes up again.
+_CUTS = 20
 _ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -35,20 +39,36 @@ def _download(model: str) -> Path:
     from requests.exceptions import RequestException
 
     try:
-        return Path(snapshot_download(model, allow_patterns=list(FILES), ignore_patterns=["*/*"]))
+        for _ in range(_CUTS):
+            try:
+                return Path(snapshot_download(model, allow_patterns=list(FILES), ignore_patterns=["*/*"]))
+            except OSError as error:
+                if not _was_cut(error):
+                    raise
+                time.sleep(1)
+        raise CheckpointError(f"the connection broke {_CUTS} times while {model} came: the same command goes on.")
     except (HfHubHTTPError, LocalEntryNotFoundError, RequestException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{model} is no folder here, and the Hub did not give it ({reason}): check the name, HF_TOKEN for a "
-            "private model, and the network; the download goes on where it stopped."
+            f"{model} is no folder here, and the Hub did not give it ({_reason(error)}): check the name, HF_TOKEN for "
+            "a private model, and the network; the download goes on where it stopped."
         ) from None
 
 
-def publish(folder: Path, name: str, *, public: bool = False) -> str:
-    """Upload a folder as ORG/NAME and return its address; the repository is private unless `public` is set.
+def _was_cut(error: OSError) -> bool:
+    """Whether a connection broke in the middle, which huggingface_hub 0.36 does not take up again by itself.
+
+    urllib3 1.26 takes the end of a connection for the end of the file, and huggingface_hub then finds it too short.
+    """
+    from requests.exceptions import ChunkedEncodingError
+
+    return isinstance(error, ChunkedEncodingError) or "Consistency check failed" in str(error)
+
+
+def create(name: str, *, public: bool = False) -> str:
+    """Make the repository ORG/NAME where there is none, and return its address; it is private unless `public` is set.
 
     Raises:
-        CheckpointError: the Hub refuses.
+        CheckpointError: `name` is no Hub id, or the Hub refuses.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -56,11 +76,29 @@ def publish(folder: Path, name: str, *, public: bool = False) -> str:
 
     if not _ID.fullmatch(name):
         raise CheckpointError(f"{name!r} is no Hub id: write ORG/NAME.")
-    api = HfApi()
     try:
-        url = api.create_repo(name, private=not public, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=["manifest.json"])
+        return str(HfApi().create_repo(name, private=not public, exist_ok=True))
     except (HfHubHTTPError, RequestException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{folder} could not be published as {name} ({reason}): check HF_TOKEN.") from None
-    return str(url)
+        raise CheckpointError(f"the Hub did not make {name} ({_reason(error)}): check HF_TOKEN.") from None
+
+
+def upload(folder: Path, name: str) -> None:
+    """Upload a folder to the repository ORG/NAME; the manifest, which names local paths, stays here.
+
+    Raises:
+        CheckpointError: the Hub refuses, or the connection breaks.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+    from requests.exceptions import RequestException
+
+    try:
+        HfApi().upload_folder(repo_id=name, folder_path=folder, ignore_patterns=[MANIFEST])
+    except (HfHubHTTPError, RequestException, OSError) as error:
+        raise CheckpointError(
+            f"{folder} could not be uploaded as {name} ({_reason(error)}): the same command tries again."
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

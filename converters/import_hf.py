@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
 import artifacts
-from converters.folders import GENERATION, LICENSES, TOKENIZER_FILES, copy_files, resumable_folder, source_files
+from converters.folders import (
+    GENERATION,
+    LICENSES,
+    TOKENIZER_FILES,
+    copy_files,
+    is_done,
+    resumable_folder,
+    source_files,
+)
 from converters.hf_reader import SCALES, HfReader
 from converters.hub import find
 from converters.mapping import Entry, Place, layers_of, places
 from converters.mxfp4 import BLOCK
 from converters.nemo_context import TOKENIZER, write_context
 from converters.nemo_weights import PREFIX, Piece, write_weights
+from converters.progress import Counter, Progress
 from converters.safetensors_files import Group, Slab, TensorSpec, write_file
+from errors import CheckpointError
 from modeling.hf_config import GptOssConfig
 
 SCALES_FILE = "mxfp4_scales.safetensors"
 """Beside the weights: MXFP4's scales as they were, which make the way back exact."""
 CONFIG = "hf_config.json"
 """Below `context/`: the model's own config.json."""
-Progress = Callable[[int, int], None]
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = lambda done, total: None) -> Path:
+def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = lambda done: None) -> Path:
     """Write the NeMo checkpoint of a gpt-oss: weights/, context/, the MXFP4 scales where there are any, a manifest.
 
     Does nothing when `nemo` is whole and was made from these very files; goes on where a killed run stopped.
 
     Args:
         hf: a folder (Hugging Face's layout or OpenAI's `original/`) or a Hub id.
-        progress: called with bytes written and bytes in all.
+        progress: called after every tensor.
     Raises:
         CheckpointError: the source is missing, damaged, or lacks its tokenizer; or the disk is too small.
     """
@@ -43,13 +54,14 @@ def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = lambda do
     tokenizer = reader.tokenizer
     small = [reader.folder / "config.json", reader.folder / GENERATION, *(tokenizer / n for n in TOKENIZER_FILES)]
     inputs = {"kind": "import", "files": source_files([*small, *reader.files.files])}
-    if artifacts.is_current(nemo, artifacts.fingerprint(inputs)):
+    if is_done(nemo, inputs):
         return nemo
     pieces = [piece for entry, layer in layers_of(reader.config) for piece in _pieces(reader, entry, layer)]
     scales = _scales(reader) if reader.mxfp4 else []
     total = sum(piece.bytes for piece in pieces) + sum(group.bytes for group in scales)
-    count = Counter(total, progress)
-    with resumable_folder(nemo, inputs, total) as folder:
+    jobs = len(pieces) + sum(len(group.jobs) for group in scales)
+    count = Counter(total, jobs, progress)
+    with resumable_folder(nemo, "nemo-checkpoint", inputs, total) as (folder, details):
         hashes = _Hashes(reader.files.files)
         if scales:
             write_file(folder / SCALES_FILE, scales, count)
@@ -59,27 +71,15 @@ def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = lambda do
         copy_files((GENERATION, *LICENSES), reader.folder, context)
         _write_config(reader, context / CONFIG)
         write_context(context, reader.config)
-        artifacts.write_manifest(folder, "nemo-checkpoint", inputs, {"source": str(hf), "sha256": hashes.result()})
+        details |= {"source": str(hf), "sha256": hashes.result()}
     return nemo
-
-
-class Counter:
-    """Adds up bytes from several threads for a progress callback."""
-
-    def __init__(self, total: int, progress: Progress) -> None:
-        self.done, self.total, self.progress = 0, total, progress
-        self._lock = threading.Lock()
-
-    def __call__(self, written: int) -> None:
-        with self._lock:
-            self.done += written
-            self.progress(self.done, self.total)
 
 
 class _Hashes:
     """SHA-256 of files, computed in the background while they are converted anyway."""
 
     def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
         self._found: dict[str, str] = {}
         self._thread = threading.Thread(target=self._hash, args=(files,), daemon=True)
         self._thread.start()
@@ -89,7 +89,17 @@ class _Hashes:
             self._found[file.name] = artifacts.hash_file(file)
 
     def result(self) -> dict[str, str]:
+        """Hash by file name.
+
+        Raises:
+            CheckpointError: a file is not what the Hub said it is.
+        """
         self._thread.join()
+        for file in self._files:
+            # the Hub's cache names a large file by its hash, and links to it
+            named = file.resolve().name
+            if _SHA256.fullmatch(named) and named != self._found[file.name]:
+                raise CheckpointError(f"{file} is damaged, its content is not what the Hub sent: remove {named} there.")
         return self._found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 import yaml
 
 from converters.mapping import TABLE, Entry, Place
-from converters.nemo_weights import WeightsReader
+from converters.nemo_weights import PREFIX, WeightsReader
 from errors import CheckpointError
+from modeling.hf_config import GptOssConfig
 
-_IN, _OUT = ".adapter.linear_in.weight", ".adapter.linear_out.weight"
+LINEAR_IN, LINEAR_OUT = ".adapter.linear_in.weight", ".adapter.linear_out.weight"
 
 
 @dataclass(frozen=True)
@@ -25,22 +27,25 @@ class Adapter:
     expert_layers: tuple[int, ...] | None
 
     @classmethod
-    def open(cls, checkpoint: Path) -> Adapter:
+    def open(cls, checkpoint: Path, config: GptOssConfig) -> Adapter:
         """Read an adapter checkpoint as NeMo saves it.
 
         Raises:
-            CheckpointError: it holds no adapter, or one of a layer that this package does not know.
+            CheckpointError: it holds no adapter, one of a layer that this package does not know, or one of a model of
+                other sizes than `config`.
         """
         reader = WeightsReader(checkpoint / "weights")
         settings = _peft_settings(checkpoint / "context" / "model.yaml")
         layers = settings.get("expert_layers")
         adapter = cls(reader, float(settings["alpha"]), tuple(sorted(layers)) if layers else None)
-        known = {_linear(entry) + end for entry in TABLE for end in (_IN, _OUT)}
+        known = {linear_of(entry) + end for entry in TABLE for end in (LINEAR_IN, LINEAR_OUT)}
         known |= {entry.nemo for entry in TABLE if ".router." in entry.nemo}
         unknown = sorted(key for key in set(reader.tensors) - known if "_extra_state" not in key)
-        if unknown or not any(_IN in key for key in reader.tensors):
+        if unknown or not any(LINEAR_IN in key for key in reader.tensors):
             what = f"the unknown tensor {unknown[0]}" if unknown else "no LoRA weights"
             raise CheckpointError(f"{checkpoint} holds {what}: name an adapter checkpoint of this package's training.")
+        for entry in TABLE:
+            adapter._check(entry, config, checkpoint)
         return adapter
 
     def apply(self, entry: Entry, base: torch.Tensor, place: Place) -> torch.Tensor:
@@ -55,19 +60,48 @@ class Adapter:
 
     def factors(self, entry: Entry, place: Place) -> tuple[torch.Tensor, torch.Tensor] | None:
         """fp32 linear_in (r, in) and linear_out (out, r) of a layer's or expert's weight; None without an adapter."""
-        key = _linear(entry)
-        if not entry.nemo.endswith(".weight") or key + _IN not in self.reader.tensors:
+        key = linear_of(entry)
+        if not entry.nemo.endswith(".weight") or key + LINEAR_IN not in self.reader.tensors:
             return None
         where = list(place.leading)
         if entry.per_expert and self.expert_layers is not None:
             if place.layer not in self.expert_layers:
                 return None
             where[0] = self.expert_layers.index(place.layer)
-        linear_in, linear_out = (self.reader.read(key + end, *where).float() for end in (_IN, _OUT))
+        linear_in, linear_out = (self.reader.read(key + end, *where).float() for end in (LINEAR_IN, LINEAR_OUT))
         return linear_in, linear_out
 
+    def _check(self, entry: Entry, config: GptOssConfig, checkpoint: Path) -> None:
+        """Compare the shapes of an entry's tensors with those that `config` asks for."""
+        leading, shape, linear = entry.leading(config), entry.shape(config), linear_of(entry)
+        expected: dict[str, tuple[int, ...]] = {entry.nemo: (*leading, *shape)}
+        if linear + LINEAR_IN in self.reader.tensors and entry.nemo.endswith(".weight"):
+            if entry.per_expert and self.expert_layers is not None:
+                leading = (len(self.expert_layers), *leading[1:])
+            rank = self.reader.shape(linear + LINEAR_IN)[-2]
+            expected |= {
+                linear + LINEAR_IN: (*leading, rank, shape[1]),
+                linear + LINEAR_OUT: (*leading, shape[0], rank),
+            }
+        for key, wanted in expected.items():
+            if key in self.reader.tensors and self.reader.shape(key) != wanted:
+                found = self.reader.shape(key)
+                raise CheckpointError(
+                    f"{checkpoint}: {key} has shape {found}, the model has {wanted}: name the adapter's own base."
+                )
 
-def _linear(entry: Entry) -> str:
+
+def empty_states(keys: Iterable[str], layers: int) -> list[str]:
+    """Keys of the module states without content that NeMo's LoRA of attention asks for.
+
+    Its two matrices are megatron-core's parallel linear layers, which save one; those of our expert LoRA are not.
+    """
+    linears = [key.removesuffix("weight") for key in keys if ".self_attention." in key and ".adapter." in key]
+    return [f"{PREFIX}{linear}_extra_state/shard_{i}_{layers}" for linear in linears for i in range(layers)]
+
+
+def linear_of(entry: Entry) -> str:
+    """Key of the linear layer that a weight or bias belongs to."""
     return entry.nemo.rpartition(".")[0]
 
 

@@ -52,9 +52,9 @@ def requantize(values: np.ndarray, scales: np.ndarray) -> np.ndarray | None:
     Returns:
         uint8 blocks (…, K/32, 16) that decode to exactly these bits; None where there are none.
     """
-    pairs = np.ascontiguousarray(values).view(np.uint32).reshape(-1, BLOCK // 2)
-    blocks = np.empty(pairs.shape, dtype=np.uint8)
-    exact = _requantize(pairs, np.ascontiguousarray(scales).reshape(-1), _pairs(), blocks)
+    rows = np.ascontiguousarray(values).reshape(-1, BLOCK)
+    blocks = np.empty((len(rows), BLOCK // 2), dtype=np.uint8)
+    exact = _requantize(rows, np.ascontiguousarray(scales).reshape(-1), _pairs(), blocks)
     return blocks.reshape(*scales.shape, BLOCK // 2) if exact else None
 
 
@@ -107,31 +107,39 @@ def _dequantize(blocks: np.ndarray, scales: np.ndarray, pairs: np.ndarray, out: 
 
 @numba.njit(nogil=True, cache=True)
 def _requantize(values: np.ndarray, scales: np.ndarray, pairs: np.ndarray, blocks: np.ndarray) -> bool:
+    codes = np.empty(BLOCK, np.uint8)
     for row in range(values.shape[0]):
-        table = pairs[scales[row]]
-        shift = (np.int64(scales[row]) - 127) << 7
+        # bf16 bits of 0.5 at this scale: the larger ones stand in steps of 64 above it, where 1 is the second
+        half = np.int32(np.int32(scales[row]) * 128 - 128)
+        wrong = np.int32(scales[row] < 2)  # the small ones are subnormal there, in other steps
+        for column in range(32):
+            # without branches and in 32 bits, for the compiler to do eight at a time
+            value = np.int32(values[row, column])
+            size = np.int32(value & np.int32(0x7FFF))
+            code = min(max(np.int32((size - half) >> np.int32(6)), np.int32(1)), np.int32(7))
+            exact = np.int32(half + (np.int32(code * np.int32(64)) if code > np.int32(1) else np.int32(0)))
+            not_zero = np.int32(size != 0)
+            wrong |= np.int32(exact * not_zero) ^ size
+            codes[column] = np.uint8(code * not_zero) | np.uint8((value >> np.int32(12)) & np.int32(8))
         for column in range(16):
-            pair = values[row, column]
-            byte = _code(pair & 0xFFFF, shift) | (_code(pair >> 16, shift) << 4)  # pyright: ignore[reportArgumentType]
-            if table[byte] != pair:
-                # a subnormal or an infinity, or no value of this scale at all
-                byte = 0
-                while byte < 256 and table[byte] != pair:
-                    byte += 1
-                if byte == 256:
-                    return False
-            blocks[row, column] = byte
+            blocks[row, column] = codes[2 * column] | np.uint8(codes[2 * column + 1] << np.uint8(4))
+        if wrong and not _search(values[row], pairs[scales[row]], blocks[row]):
+            return False
     return True
 
 
-@numba.njit(inline="always")
-def _code(bits: int, shift: int) -> int:
-    """The nibble of a normal bf16 value of E2M1 times 2^(shift >> 7); any nibble for other values."""
-    sign = (np.int64(bits) >> 12) & 8
-    steps = ((np.int64(bits) & 0x7FFF) - shift - 0x3F00) >> 6  # half powers of two above 0.5, which is bf16 0x3F00
-    if steps < 0 or steps > 7:
-        return sign  # pyright: ignore[reportReturnType]
-    return sign | (steps if steps > 0 else 1)  # pyright: ignore[reportReturnType]
+@numba.njit(nogil=True, cache=True)
+def _search(values: np.ndarray, table: np.ndarray, blocks: np.ndarray) -> bool:
+    """Find each pair's byte in a scale's table: subnormals, infinities, or values that no byte has."""
+    for column in range(16):
+        byte = 0
+        pair = np.uint32(values[2 * column]) | np.uint32(values[2 * column + 1]) << np.uint32(16)
+        while byte < 256 and table[byte] != pair:
+            byte += 1
+        if byte == 256:
+            return False
+        blocks[column] = byte
+    return True
 
 
 @numba.njit(nogil=True, cache=True)

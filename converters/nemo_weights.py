@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
+    StorageMeta,
     TensorProperties,
     TensorStorageMetadata,
 )
@@ -39,6 +40,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import WriteResult
 
 from artifacts import write_bytes
+from converters.folders import FINISHED
 from converters.pool import run_all
 from errors import CheckpointError
 
@@ -83,18 +85,19 @@ def write_weights(
     folder: Path,
     pieces: Sequence[Piece],
     empty_states: Sequence[str] = (),
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda size, tensors: None,
 ) -> None:
     """Write `folder` as Megatron's torch_dist checkpoint; each thread has one piece in memory at a time.
 
-    Files that an interrupted run has finished are kept: the pieces must be the same.
+    Files that an interrupted run has finished are kept: the pieces must be the same. What notes them ends in `FINISHED`
+    and is for the caller to remove.
 
     Args:
         empty_states: keys of module states that Megatron asks for and that hold nothing.
-        progress: called with the bytes of each piece after it was produced.
+        progress: called with bytes and number of pieces after they were produced.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    writer = FileSystemWriter(folder)
+    writer = _Writer(folder)
     writer.set_up_storage_writer(is_coordinator=True)
     shards = _shards(pieces)
     items: list[list[WriteItem]] = [[_tensor_item(piece) for piece in shard] for shard in shards]
@@ -104,21 +107,20 @@ def write_weights(
 
     def write(number: int) -> None:
         # Written after the file was flushed to disk, so its presence says that the file is whole.
-        finished = folder / f"__{number}.finished"
+        finished = folder / f"__{number}{FINISHED}"
         shard = [*shards, []][number]
         if finished.is_file():
-            results[number] = pickle.loads(finished.read_bytes())
-            progress(sum(piece.bytes for piece in shard))
-            return
-        results[number] = writer.write_data(plans[number], _Producer(shard, progress)).wait()
-        write_bytes(finished, pickle.dumps(results[number]))
+            progress(sum(piece.bytes for piece in shard), len(shard))
+        else:
+            written = writer.write_data(plans[number], _Producer(shard, progress)).wait()
+            write_bytes(finished, pickle.dumps(written))
+        # read back in either case: what shares an object with what decides the bytes of .metadata
+        results[number] = pickle.loads(finished.read_bytes())
 
     run_all((lambda number=number: write(number)) for number in range(len(plans)))
     writer.finish(_metadata(pieces, empty_states), results)
     torch.save({}, folder / "common.pt")
     (folder / "metadata.json").write_text(json.dumps(FORMAT))
-    for finished in folder.glob("__*.finished"):
-        finished.unlink()
 
 
 def _shards(pieces: Sequence[Piece]) -> list[list[Piece]]:
@@ -146,10 +148,17 @@ def _metadata(pieces: Sequence[Piece], empty_states: Sequence[str]) -> Metadata:
     return Metadata(stored)
 
 
+class _Writer(FileSystemWriter):
+    """Writes the same bytes every time: without the path and the random number that torch notes and nobody reads."""
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta()
+
+
 class _Producer(DefaultSavePlanner):
     """Gives the writer each tensor when it asks for it."""
 
-    def __init__(self, pieces: Sequence[Piece], progress: Callable[[int], None]) -> None:
+    def __init__(self, pieces: Sequence[Piece], progress: Callable[[int, int], None]) -> None:
         super().__init__()
         self.progress = progress
         self.pieces = {piece.index: piece for piece in pieces}
@@ -161,7 +170,7 @@ class _Producer(DefaultSavePlanner):
             return buffer
         piece = self.pieces[write_item.index]
         value = piece.produce().to(piece.dtype).reshape(piece.size)
-        self.progress(piece.bytes)
+        self.progress(piece.bytes, 1)
         # torch.save writes a view's whole storage: a piece must own what it shows
         return value if value.untyped_storage().nbytes() == piece.bytes else value.clone()
 

@@ -73,10 +73,14 @@ class SafetensorsReader:
         if self._single:
             return dict.fromkeys(self._open(self._single).keys(), self._single)
         if (self.folder / INDEX).is_file():
-            return self._read_index()
-        if (self.folder / SINGLE).is_file():
-            return dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
-        raise CheckpointError(f"{self.folder} holds neither {INDEX} nor {SINGLE}: fetch the model again.")
+            found = self._read_index()
+        elif (self.folder / SINGLE).is_file():
+            found = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+        else:
+            raise CheckpointError(f"{self.folder} holds neither {INDEX} nor {SINGLE}: fetch the model again.")
+        if extra := sorted({file.name for file in self.folder.glob("*.safetensors")} - set(found.values())):
+            raise CheckpointError(f"{self.folder / extra[0]} belongs to no index: remove it, or fetch the model again.")
+        return found
 
     def _read_index(self) -> dict[str, str]:
         index = self.folder / INDEX
@@ -144,17 +148,23 @@ class Group:
         return sum(tensor.bytes for tensor in self.tensors)
 
 
-def write_file(path: Path, groups: Sequence[Group], progress: Callable[[int], None] = lambda _: None) -> None:
+def write_file(
+    path: Path,
+    groups: Sequence[Group],
+    progress: Callable[[int, int], None] = lambda size, jobs: None,
+    finishing: Callable[[], None] = lambda: None,
+) -> None:
     """Write one file, each thread with the slabs of one job in memory, and flush it to the disk.
 
     It carries its name only when it is whole; where it does so already, nothing is done.
 
     Args:
-        progress: called with the bytes of each slab.
+        progress: called with bytes and number of jobs after they were written.
+        finishing: called when all is written, before the file gets its name.
     Source: the safetensors format, https://huggingface.co/docs/safetensors: length, JSON header, data.
     """
     if path.is_file():
-        progress(sum(group.bytes for group in groups))
+        progress(sum(group.bytes for group in groups), sum(len(group.jobs) for group in groups))
         return
     header, starts = _header([tensor for group in groups for tensor in group.tensors])
     strides = {t.name: t.bytes // t.shape[0] for group in groups for t in group.tensors}
@@ -165,29 +175,37 @@ def write_file(path: Path, groups: Sequence[Group], progress: Callable[[int], No
         file.flush()
 
         def write(job: Callable[[], Sequence[Slab]]) -> None:
+            size = 0
             for slab in job():
                 data = _bytes(slab.data)
                 _write_at(file.fileno(), data, len(header) + starts[slab.tensor] + slab.index * strides[slab.tensor])
-                progress(len(data))
+                size += len(data)
+            progress(size, 1)
 
         run_all((lambda job=job: write(job)) for group in groups for job in group.jobs)
         os.fsync(file.fileno())
+    finishing()
     temporary.rename(path)
 
 
 def write_sharded(
-    folder: Path, groups: Sequence[Group], shard_size: int, progress: Callable[[int], None] = lambda _: None
+    folder: Path,
+    groups: Sequence[Group],
+    shard_size: int,
+    progress: Callable[[int, int], None] = lambda size, jobs: None,
+    finishing: Callable[[], None] = lambda: None,
 ) -> None:
     """Write `model-0000X-of-0000N.safetensors` and their index; files of an interrupted run are kept.
 
     Args:
         shard_size: largest file in bytes, but for a group that is larger itself.
+        finishing: called before each file gets its name.
     """
     shards = list(_shards(groups, shard_size))
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_file(folder / name, shard, progress)
+        write_file(folder / name, shard, progress, finishing)
         weight_map |= {tensor.name: name for group in shard for tensor in group.tensors}
     total = sum(group.bytes for group in groups)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}

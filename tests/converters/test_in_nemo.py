@@ -1,0 +1,100 @@
+"""Our checkpoints in NeMo itself: the logits of transformers at every layout, merging, contexts, restoring."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from converters.export_hf import export_checkpoint
+from converters.import_hf import import_checkpoint
+from converters.mapping import TABLE
+from converters.nemo_weights import WeightsReader
+from tests.converters.adapters import write_adapter
+from tests.converters.conftest import SIZES, write_model
+
+SCRIPT = Path(__file__).with_name("in_nemo.py")
+pytestmark = pytest.mark.slow
+
+
+def in_nemo(task: str, folder: Path, tensor: int = 1, expert: int = 1, pipeline: int = 1) -> None:
+    processes = max(tensor, expert) * pipeline
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [*launch, str(SCRIPT), task, str(folder), str(tensor), str(expert), str(pipeline)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def transformers_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    from evaluation.transformers_model import load
+
+    return load(folder)[0](tokens)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MXFP4 model with layers for two pipeline stages, its import, adapters, and tokens longer than the window."""
+    folder = tmp_path_factory.mktemp("in_nemo")
+    hf = write_model(folder / "hf", SIZES | {"num_hidden_layers": 4, "num_local_experts": 6})
+    nemo = import_checkpoint(hf, folder / "nemo")
+    write_adapter(folder / "adapter-everything", nemo, router=True)
+    write_adapter(folder / "adapter-some-layers", nemo, expert_layers=[1, 2])
+    write_adapter(folder / "adapter-attention", nemo, expert_layers=[])
+    torch.save(torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(0)), folder / "tokens.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[str, torch.Tensor]:
+    """transformers' logits of the source, and of the export with each adapter merged in fp32."""
+    tokens = torch.load(folder / "tokens.pt")
+    found = {"nemo": transformers_logits(folder / "hf", tokens)}
+    for adapter in folder.glob("adapter-*"):
+        out = export_checkpoint(folder / "nemo", folder / f"with-{adapter.name}", adapter=adapter, weights="fp32")
+        found[adapter.name] = transformers_logits(out, tokens)
+    return found
+
+
+@pytest.mark.parametrize(
+    "layout", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1)], ids=["TP1", "TP2", "EP2", "PP2", "TP2×EP2"]
+)
+def test_nemo_computes_what_transformers_computes(
+    layout: tuple[int, int, int], folder: Path, expected: dict[str, torch.Tensor]
+) -> None:
+    in_nemo("logits", folder, *layout)
+    found: dict[str, torch.Tensor] = torch.load(folder / f"logits-{'-'.join(map(str, layout))}.pt")
+    assert found.keys() == expected.keys()
+    assert expected["nemo"].std() > 0.5, "logits without spread would prove nothing"
+    for name in expected:
+        assert (found[name] - expected[name]).abs().max() <= 1e-4, name
+        assert name == "nemo" or (expected[name] - expected["nemo"]).abs().max() > 0.1, name
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_nemo_restores_the_import_by_its_own_context(
+    tensor: int, folder: Path, expected: dict[str, torch.Tensor]
+) -> None:
+    in_nemo("resume", folder, tensor)
+    ids, logits = torch.load(folder / "resumed.pt")
+    assert ids == [3, 4]
+    assert (logits - expected["nemo"]).abs().max() <= 1e-4
+
+
+def test_merging_attention_equals_nemos_own(folder: Path) -> None:
+    """Tensor by tensor, within the rounding of NeMo's merge, which adds bf16 to bf16."""
+    in_nemo("merge", folder)
+    ours = export_checkpoint(folder / "nemo", folder / "ours", adapter=folder / "adapter-attention", weights="fp32")
+    a = WeightsReader(import_checkpoint(ours, folder / "ours-nemo") / "weights")
+    b, base = WeightsReader(folder / "merged" / "weights"), WeightsReader(folder / "nemo" / "weights")
+    for entry in TABLE:
+        x, y = a.read(entry.nemo), b.read(entry.nemo).float()
+        if "self_attention.linear_" in entry.nemo and entry.nemo.endswith(".weight"):
+            torch.testing.assert_close(y, x, rtol=2**-7, atol=2**-7)
+            assert (x - base.read(entry.nemo).float()).abs().max() > 0.1
+        else:
+            assert torch.equal(x, y), entry.nemo
