@@ -56,9 +56,12 @@ def load_prepared(folder: Path) -> Prepared:
 
 def _read(file: Path) -> list[Ticket]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # not splitlines: JSON leaves U+2028 and U+0085 as they are inside a string
+        lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except FileNotFoundError:
         raise DataError(f"{file} is missing: prepare the tickets again.") from None
+    if lines == [""]:
+        return []
     tickets = []
     for number, line in enumerate(lines, 1):
         try:

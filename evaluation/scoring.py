@@ -1,63 +1,114 @@
-"""How likely a model finds each label after a prompt: exact log-probabilities over the label set only."""
+"""How likely a model finds each label after a prompt: decoding constrained to the label set, and exact."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-LogitsFunction = Callable[[torch.Tensor], torch.Tensor]
-"""int64 (B, S), padded on the right → fp32 (B, S, V)."""
+
+class LogitsFunction(Protocol):
+    """A model's forward pass.
+
+    Tokens int64 (B, S), padded on the right, give fp32 (B, S, V); with `positions`, int64 (B, K), only the logits
+    there, (B, K, V): with a vocabulary of 200,000 the others would take more memory than the model's activations.
+    """
+
+    def __call__(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """What a model says of N prompts.
+
+    Attributes:
+        log_probabilities: of each label's whole completion, fp64 (N, labels).
+        greedy: the label that unconstrained greedy decoding answers with, as its index, int64 (N,); -1 where the free
+            answer is no label.
+    """
+
+    log_probabilities: np.ndarray
+    greedy: np.ndarray
+
+    @property
+    def best(self) -> np.ndarray:
+        """Index of the most probable label, (N,)."""
+        return self.log_probabilities.argmax(axis=1)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Probabilities over the label set, (N, labels); rows sum to 1."""
+        weights = np.exp(self.log_probabilities - self.log_probabilities.max(axis=1, keepdims=True))
+        return weights / weights.sum(axis=1, keepdims=True)
+
+
+def decode_labels(
+    logits: LogitsFunction,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    batch_size: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LabelScores:
+    """Score every completion after every prompt: the sum of the log-probabilities of its tokens.
+
+    The completions form a trie; a forward pass over prompt + longest shared path serves all completions on that path,
+    and the same passes say what greedy decoding without the constraint answers. Prompts are batched by length.
+
+    Args:
+        progress: called with prompts done and prompts in all.
+    """
+    encoded = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+    answers = [tokenizer.encode(completion, add_special_tokens=False) for completion in completions]
+    paths = _paths(answers)
+    scores = np.zeros((len(prompts), len(answers)))
+    greedy = np.full(len(prompts), -1)
+    done = 0
+    for chosen in _batches([len(prompt) for prompt in encoded], batch_size):
+        for path, labels in paths.items():
+            found = _log_probabilities(logits, [encoded[i] for i in chosen], path)
+            top = found.argmax(axis=2)
+            for label in labels:
+                answer = answers[label]
+                scores[chosen, label] = found[:, range(len(answer)), answer].sum(axis=1)
+                greedy[chosen[(top[:, : len(answer)] == answer).all(axis=1)]] = label
+        done += len(chosen)
+        progress(done, len(prompts))
+    return LabelScores(scores, greedy)
 
 
 def score_labels(
     logits: LogitsFunction, tokenizer: Any, prompts: list[str], completions: list[str], batch_size: int
 ) -> np.ndarray:
-    """Log-probability of each completion after each prompt, (N, labels): the sum over the completion's tokens.
-
-    A forward pass over prompt + prefix serves all completions that share that prefix: one pass where all completions
-    differ in their first token only, more where they are longer. Prompts are batched by length.
-    """
-    encoded = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
-    answers = [tokenizer.encode(completion, add_special_tokens=False) for completion in completions]
-    stems = _stems(answers)
-    scores = np.zeros((len(prompts), len(answers)), dtype=np.float64)
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        for stem, labels in stems.items():
-            found = _log_probabilities(logits, [encoded[i] for i in chosen], stem)
-            for label, positions in labels.items():
-                for position, token in positions:
-                    scores[chosen, label] += found[:, position, token]
-    return scores
+    """Log-probabilities of `decode_labels`, (N, labels)."""
+    return decode_labels(logits, tokenizer, prompts, completions, batch_size).log_probabilities
 
 
-def _stems(answers: list[list[int]]) -> dict[tuple[int, ...], dict[int, list[tuple[int, int]]]]:
-    """Prefixes to run the model on; for each, of which answers it predicts which tokens at which positions.
+def _batches(lengths: list[int], batch_size: int) -> Iterator[np.ndarray]:
+    """Indices of prompts of about the same length, longest first: too large a batch shows at once."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    yield from (order[start : start + batch_size] for start in range(0, len(order), batch_size))
 
-    A token is scored once, on the first stem that holds everything before it.
-    """
-    wanted = sorted({tuple(answer[:-1]) for answer in answers}, key=len, reverse=True)
-    stems: list[tuple[int, ...]] = []
-    for stem in wanted:
-        if not any(longer[: len(stem)] == stem for longer in stems):
-            stems.append(stem)
-    plan: dict[tuple[int, ...], dict[int, list[tuple[int, int]]]] = {stem: {} for stem in stems}
+
+def _paths(answers: list[list[int]]) -> dict[tuple[int, ...], list[int]]:
+    """The trie's longest paths without their leaves; for each, the answers whose every token it predicts."""
+    stems = sorted({tuple(answer[:-1]) for answer in answers}, key=len, reverse=True)
+    paths: dict[tuple[int, ...], list[int]] = {}
+    for stem in stems:
+        if not any(longer[: len(stem)] == stem for longer in paths):
+            paths[stem] = []
     for label, answer in enumerate(answers):
-        stem = next(stem for stem in stems if stem[: len(answer) - 1] == tuple(answer[:-1]))
-        plan[stem][label] = list(enumerate(answer))
-    return plan
+        paths[next(path for path in paths if path[: len(answer) - 1] == tuple(answer[:-1]))].append(label)
+    return paths
 
 
-def _log_probabilities(logits: LogitsFunction, prompts: list[list[int]], stem: tuple[int, ...]) -> np.ndarray:
-    """(B, len(stem) + 1, V): the distribution after the prompt, and after each token of the stem."""
-    rows = [[*prompt, *stem] for prompt in prompts]
+def _log_probabilities(logits: LogitsFunction, prompts: list[list[int]], path: tuple[int, ...]) -> np.ndarray:
+    """(B, len(path) + 1, V): the distribution after the prompt, and after each token of the path."""
+    rows = [[*prompt, *path] for prompt in prompts]
     width = max(len(row) for row in rows)
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    found = logits(tokens)
-    last = torch.tensor([len(prompt) - 1 for prompt in prompts])[:, None] + torch.arange(len(stem) + 1)
-    picked = found[torch.arange(len(rows))[:, None], last]
-    return torch.log_softmax(picked.double(), dim=-1).numpy()
+    positions = torch.tensor([len(prompt) - 1 for prompt in prompts])[:, None] + torch.arange(len(path) + 1)
+    return torch.log_softmax(logits(tokens, positions).double(), dim=-1).numpy()

@@ -25,8 +25,11 @@ def load(folder: Path) -> tuple[LogitsFunction, Any]:
     model = _model(folder)
 
     @torch.no_grad()
-    def logits(tokens: torch.Tensor) -> torch.Tensor:
-        return model(tokens, use_cache=False).logits.float()
+    def logits(tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        hidden = model.model(tokens, use_cache=False).last_hidden_state
+        if positions is not None:
+            hidden = hidden[torch.arange(len(tokens))[:, None], positions]
+        return model.lm_head(hidden).float()
 
     return logits, tokenizer
 

@@ -6,18 +6,21 @@ redirects, with the upstream symbol that forces each (nemo_toolkit 2.7.3, megatr
 1. `torch.cuda` functions that megatron-core and NeMo call unconditionally (streams, events, RNG, memory, device);
 2. `device="cuda"` literals, `.cuda()` and pinned memory, through a TorchFunctionMode;
 3. megatron-core's checks for CUDA tensors and its CUDA random states;
-4. NeMo's assertions on CUDA, its Transformer Engine types, and a collective that only rank 0 enters.
+4. NeMo's assertions on CUDA, its Transformer Engine types, and a collective that only rank 0 enters;
+5. torch.compile, which megatron-core's `jit_fuser` applies: off, since on the CPU it wants a C++ compiler and 20 s.
 
 Sizes, the gloo backend and `modeling.layer_spec` are the only other differences to a GPU run.
 """
 
 from __future__ import annotations
 
+import queue
 import sys
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch.overrides import TorchFunctionMode
 
 CPU = torch.device("cpu")
@@ -29,6 +32,7 @@ def activate() -> bool:
     if torch.cuda.is_available():
         return False
     if not _active:
+        torch._dynamo.config.disable = True
         _redirect_cuda_functions()
         _redirect_megatron()
         _redirect_nemo()
@@ -146,6 +150,7 @@ def _type_name(name: str) -> str:
 
 
 def _redirect_megatron() -> None:
+    import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem_async
     import megatron.core.parallel_state as parallel_state
     import megatron.core.tensor_parallel.random as random
     import megatron.core.transformer.moe.moe_utils as moe_utils
@@ -163,6 +168,10 @@ def _redirect_megatron() -> None:
     token_dispatcher.maybe_move_tensor_to_cpu = lambda tensor, as_numpy=False, record_stream=False: (
         tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
     )
+
+    # filesystem_async.py:55 starts a manager process for results that cross processes in asynchronous saves only (2 s,
+    # and it outlives a killed rank)
+    filesystem_async._results_queue = queue.Queue()
 
     # nemo/lightning/megatron_init.py:238 seeds the model-parallel generators only if torch.cuda.device_count() > 0
     initialize = parallel_state.initialize_model_parallel

@@ -131,6 +131,8 @@ class GptOssLoRA(LoRA):
         NeMo splits `linear_in` of a column-parallel layer by its rank (dim 0), of a row-parallel one by its input.
         """
         weight: Any = linear.adapter.linear_in.weight  # type: ignore[union-attr]
+        if not hasattr(weight, "partition_dim"):
+            return  # perform_initialization=False, as llm.peft.merge_lora sets it: a checkpoint will fill it
         ranks = parallel_state.get_tensor_model_parallel_world_size()
         shape = list(weight.shape)
         shape[weight.partition_dim] *= ranks

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,13 @@ from nemo.collections.llm.fn.base import walk  # noqa: E402
 
 from errors import CheckpointError  # noqa: E402
 from modeling.hf_config import GptOssConfig  # noqa: E402
+from modeling.layouts import Layout  # noqa: E402
 from modeling.model_config import nemo_config  # noqa: E402
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Ranks along each axis of model parallelism; data parallelism takes the rest of the world."""
-
-    tensor: int = 1
-    expert: int = 1
-    pipeline: int = 1
+SINGLE = Layout()
 
 
-def initialize(layout: Layout = Layout(), seed: int = 1234) -> None:
+def initialize(layout: Layout = SINGLE, seed: int = 1234) -> None:
     """Start torch.distributed (from torchrun's environment, or alone) and Megatron's process groups."""
     if not torch.distributed.is_initialized():
         alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -91,14 +85,15 @@ def load_weights(model: torch.nn.Module, checkpoint: Path) -> None:
 
 
 def load_adapter(model: torch.nn.Module, peft: Callable[..., Any], checkpoint: Path) -> None:
-    """Put a PEFT transform's adapters into the model and fill them from an adapter checkpoint.
+    """Put a PEFT transform's adapters into the model and fill them, and trained routers, from an adapter checkpoint.
 
     Raises:
         CheckpointError: an adapter weight is missing in the checkpoint.
     """
     walk(model, peft.transform)  # type: ignore[attr-defined]
     model.eval()
-    _load(model, checkpoint, lambda name: ".adapter." in name)
+    router = getattr(peft, "train_router", False)
+    _load(model, checkpoint, lambda name: ".adapter." in name or (router and ".router." in name))
 
 
 def _load(model: torch.nn.Module, checkpoint: Path, wanted: Callable[[str], bool]) -> None:
@@ -119,50 +114,77 @@ def _load(model: torch.nn.Module, checkpoint: Path, wanted: Callable[[str], bool
 
 
 @torch.no_grad()
-def logits(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+def logits(model: torch.nn.Module, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
     """Logits of a batch, on every rank.
 
     Args:
         tokens: int64 (B, S); pad on the right, attention is causal.
+        positions: int64 (B, K), where logits are wanted; None for everywhere.
     Returns:
-        fp32 (B, S, V).
+        fp32 (B, S, V), or (B, K, V) with `positions`.
     """
     batch, length = tokens.shape
     multiple = parallel_state.get_tensor_model_parallel_world_size()
     padded = torch.nn.functional.pad(tokens, (0, -length % multiple))  # sequence parallelism splits S by TP
     device = torch.device("cpu") if ON_CPU else torch.device("cuda", torch.cuda.current_device())
     padded = padded.to(device)
-    positions = torch.arange(padded.shape[1], device=device).expand(batch, -1)
+    position_ids = torch.arange(padded.shape[1], device=device).expand(batch, -1)
     # Megatron's local attention wants the mask spelled out; Transformer Engine makes the causal one itself.
     mask = (
         torch.ones(1, 1, padded.shape[1], padded.shape[1], dtype=torch.bool, device=device).triu(1) if ON_CPU else None
     )
 
     def step(_: Any, chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
-        return chunk(padded, positions, mask), lambda output, non_loss_data: output
+        return chunk(padded, position_ids, mask), lambda output, non_loss_data: output
 
-    collected = get_forward_backward_func()(
-        forward_step_func=step,
-        data_iterator=None,  # pyright: ignore[reportArgumentType]
-        model=model,
-        num_microbatches=1,
-        seq_length=padded.shape[1],
-        micro_batch_size=batch,
-        forward_only=True,
-        collect_non_loss_data=True,
-    )
+    with _output_at(model, positions if multiple == 1 else None):
+        collected = get_forward_backward_func()(
+            forward_step_func=step,
+            data_iterator=None,  # pyright: ignore[reportArgumentType]
+            model=model,
+            num_microbatches=1,
+            seq_length=padded.shape[1],
+            micro_batch_size=batch,
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
     vocab = model.vocab_size  # type: ignore[attr-defined]
+    width = length if positions is None else positions.shape[1]
     if parallel_state.is_pipeline_last_stage():
         output = collected[0]
+        if positions is not None and multiple > 1:
+            output = output[torch.arange(batch)[:, None], positions.to(device)]
         if output.shape[-1] != vocab:
             output = gather_from_tensor_model_parallel_region(output)
-        output = output[:, :length].float().contiguous()
+        output = output[:, :width].float().contiguous()
     else:
-        output = torch.empty(batch, length, vocab, device=device)  # pyright: ignore[reportArgumentType]
+        output = torch.empty(batch, width, vocab, device=device)  # pyright: ignore[reportArgumentType]
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         source = parallel_state.get_pipeline_model_parallel_last_rank()
         torch.distributed.broadcast(output, source, group=parallel_state.get_pipeline_model_parallel_group())  # pyright: ignore[reportArgumentType]
     return output.cpu()
+
+
+@contextmanager
+def _output_at(model: torch.nn.Module, positions: torch.Tensor | None) -> Iterator[None]:
+    """Have the output layer compute logits at `positions` (B, K) only.
+
+    Not under sequence parallelism, whose output layer wants the hidden states of all tokens to gather them.
+    """
+    if positions is None or not hasattr(model, "output_layer"):
+        yield
+        return
+
+    def pick(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = args[0]  # (S, B, H)
+        where = positions.T.to(hidden.device)
+        return (hidden[where, torch.arange(hidden.shape[1], device=hidden.device)], *args[1:])
+
+    handle = model.output_layer.register_forward_pre_hook(pick)  # type: ignore[operator,union-attr]
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _free_port() -> int:

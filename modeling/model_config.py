@@ -48,6 +48,9 @@ def nemo_config(
     arguments["activation_func"] = quick_gelu
     # The fused kernel of megatron-core 0.15.3 clamps before the bias is added (fused_bias_geglu.py:424): 9e-3 off.
     arguments["bias_activation_fusion"] = False
+    # Otherwise each micro-batch counts alike however many answer tokens it holds, and how tickets are spread over
+    # micro-batches and data-parallel ranks changes the gradient.
+    arguments["calculate_per_token_loss"] = True
     arguments["seq_length"] = seq_length
     arguments["bf16"] = dtype == torch.bfloat16
     arguments["params_dtype"] = arguments["pipeline_dtype"] = arguments["autocast_dtype"] = dtype

@@ -119,3 +119,13 @@ def test_logits_equal_transformers(name: str) -> None:
 def test_upstream_defaults_would_be_seen(stock: dict[str, object]) -> None:
     """The parity test is no formality: NeMo's own values are off by far more than the tolerance."""
     assert difference("lopsided", **stock) > 1e-2
+
+
+def test_logits_at_some_positions_are_those_of_all() -> None:
+    config = GptOssConfig.from_dict(hf_model("lopsided").config.to_dict())
+    model = inference.build_model(config, seq_length=256, dtype=torch.float32)
+    fill(model, hf_model("lopsided"), config)
+    tokens = torch.randint(0, config.vocab_size, (2, 21), generator=torch.Generator().manual_seed(7))
+    positions = torch.tensor([[3, 20, 4], [0, 1, 2]])
+    whole = inference.logits(model, tokens)
+    torch.testing.assert_close(inference.logits(model, tokens, positions), whole[torch.arange(2)[:, None], positions])

@@ -136,4 +136,4 @@ def test_command_help_has_an_example() -> None:
 
     app = typer.Typer()
     app.command()(plan)
-    assert "Example: nemo-run plan gpt-oss-120b" in CliRunner().invoke(app, ["--help"]).output
+    assert "Example: nemo-run plan recipes/gpt_oss_120b_lora.py" in CliRunner().invoke(app, ["--help"]).output
