@@ -50,8 +50,14 @@ def prepare(run: RunFolder) -> Details:
     """Tickets → cleaned, split and rendered JSONL."""
     from data_prep.prepare import prepare as prepare_tickets
 
-    options = replace(run.recipe.data.prepare, tokenizer=str(run.hf))
-    report = prepare_tickets(run.recipe.data.source, run.data, options)
+    data = run.recipe.data
+    options = replace(
+        data.prepare,
+        tokenizer=str(run.hf),
+        max_length=data.prepare.max_length or data.seq_length,
+        pack=data.seq_length if data.packed else data.prepare.pack,
+    )
+    report = prepare_tickets(data.source, run.data, options)
     return {"made": report.summary()}
 
 

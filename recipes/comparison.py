@@ -6,6 +6,7 @@ Both models run in Megatron, at the layout of the training, and are read from th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import artifacts
 from evaluation import baselines, report
 from evaluation.parity import save_logits
 from evaluation.prepared import Ticket, load_prepared
-from evaluation.scoring import score_labels
+from evaluation.scoring import LogitsFunction, score_labels
 from modeling import inference
 from modeling.hf_config import GptOssConfig
 from recipes.checkpoints import start_of, tuned_of
@@ -39,20 +40,13 @@ def compare(run: RunFolder) -> Details:
     prompts = [ticket.input for ticket in tickets]
     completions = [prepared.completions[label] for label in labels]
     tokenizer = AutoTokenizer.from_pretrained(run.base / "context" / "nemo_tokenizer")
-    parallel = run.recipe.trainer.arguments["strategy"].arguments
-    inference.initialize(
-        inference.Layout(
-            tensor=parallel.get("tensor_model_parallel_size", 1),
-            expert=parallel.get("expert_model_parallel_size", 1),
-            pipeline=parallel.get("pipeline_model_parallel_size", 1),
-        )
-    )
+    inference.initialize(run.recipe.layout)
     predictions: dict[str, list[str]] = {}
     if rank() == 0:
         predictions["majority class"] = baselines.majority(prepared)[: len(tickets)]
         predictions["TF-IDF + logistic regression"] = baselines.tfidf(prepared)[: len(tickets)]
     scores: dict[str, np.ndarray] = {}
-    tuned_logits: Callable[[torch.Tensor], torch.Tensor] | None = None
+    tuned_logits: LogitsFunction | None = None
     for name, logits in (("base", _base(run)), ("tuned", _tuned(run))):
         scores[name] = _shared(
             lambda part, logits=logits: score_labels(logits, tokenizer, part, completions, settings.batch_size), prompts
@@ -104,20 +98,20 @@ def _write(
     return {"made": made, "macro_f1": {name: value.macro_f1 for name, value in metrics.items()}}
 
 
-def _base(run: RunFolder) -> Callable[[torch.Tensor], torch.Tensor]:
+def _base(run: RunFolder) -> LogitsFunction:
     model = _model(run)
     inference.load_weights(model, run.base)
-    return lambda tokens: inference.logits(model, tokens)
+    return partial(inference.logits, model)
 
 
-def _tuned(run: RunFolder) -> Callable[[torch.Tensor], torch.Tensor]:
+def _tuned(run: RunFolder) -> LogitsFunction:
     model = _model(run)
     if run.recipe.peft:
         inference.load_weights(model, start_of(run))
         inference.load_adapter(model, run.recipe.peft.build(), tuned_of(run))
     else:
         inference.load_weights(model, tuned_of(run))
-    return lambda tokens: inference.logits(model, tokens)
+    return partial(inference.logits, model)
 
 
 def _model(run: RunFolder) -> torch.nn.Module:

@@ -18,6 +18,7 @@ import yaml
 
 from data_prep.options import PrepareOptions
 from errors import ConfigurationError
+from modeling.layouts import Layout
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -76,6 +77,8 @@ class TicketData:
     """`sample`, `kaggle`, a file, or a folder that `nemo-run prepare` wrote."""
     prepare: PrepareOptions = field(default_factory=PrepareOptions)
     seq_length: int = 2048
+    packed: bool = False
+    """Several tickets in each sequence, none of which sees another; needs Transformer Engine (modeling.attention)."""
     micro_batch_size: int = 1
     global_batch_size: int = 16
     seed: int = 1234
@@ -134,6 +137,17 @@ class Recipe:
     def nodes(self) -> int:
         """Nodes that train."""
         return int(self.trainer.arguments.get("num_nodes", 1))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The parallel layout that the strategy names."""
+        strategy = self.trainer.arguments["strategy"].arguments
+        return Layout(
+            int(strategy.get("tensor_model_parallel_size", 1)),
+            int(strategy.get("expert_model_parallel_size", 1)),
+            int(strategy.get("pipeline_model_parallel_size", 1)),
+            int(strategy.get("context_parallel_size", 1)),
+        )
 
 
 def lazy(target: str, **arguments: Any) -> run.Config[Any]:

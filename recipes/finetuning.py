@@ -4,10 +4,49 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from recipes.config import Evaluation, Export, Recipe, lazy
+from data_prep.options import PrepareOptions
+from recipes.config import Evaluation, Export, Model, Recipe, TicketData, lazy
 
 if TYPE_CHECKING:
     import nemo_run as run
+
+RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+
+
+def hub_model(name: str, *, recompute: bool = False) -> run.Config[Model]:
+    """A model of the Hub, or in a folder by `model.hf=`, trained in bf16.
+
+    Args:
+        recompute: keep only the input of each layer and compute the layer again in the backward pass.
+    """
+    import nemo_run as run
+
+    overrides = RECOMPUTE if recompute else {}
+    return run.Config(Model, hf=name, nemo="base", config=lazy("nemo.collections.llm.GPTOSSConfig", **overrides))
+
+
+def tickets(*, global_batch_size: int, seq_length: int = 2048) -> run.Config[TicketData]:
+    """The Kaggle tickets, several packed into each sequence; others by `data.source=`."""
+    import nemo_run as run
+
+    return run.Config(
+        TicketData,
+        source="kaggle",
+        prepare=run.Config(PrepareOptions),
+        seq_length=seq_length,
+        packed=True,
+        global_batch_size=global_batch_size,
+    )
+
+
+def expert_lora() -> run.Config[Any]:
+    """Adapters of rank 16 on attention and on every expert."""
+    return lazy(
+        "modeling.expert_lora.GptOssLoRA",
+        target_modules=["linear_qkv", "linear_proj", "experts.linear_fc1", "experts.linear_fc2"],
+        dim=16,
+        alpha=32,
+    )
 
 
 def finetuning(
@@ -27,7 +66,7 @@ def finetuning(
     precision: str = "bf16",
     **more: Any,
 ) -> run.Config[Recipe]:
-    """A recipe with the package's defaults: Adam, cosine schedule with warm-up, the last checkpoint kept.
+    """A recipe with the package's defaults: Adam, cosine schedule with warm-up to a tenth of the rate, clipping.
 
     Args:
         max_steps, lr: optimizer steps, and the learning rate after warm-up.
@@ -71,7 +110,7 @@ def finetuning(
         lr_scheduler=lazy(
             "nemo.lightning.pytorch.optim.CosineAnnealingScheduler",
             constant_steps=0,
-            min_lr=0.0,
+            min_lr=lr / 10,
         ),
     )
     checkpoint = lazy(

@@ -10,7 +10,7 @@ import nemo_run as run
 
 from data_prep.options import PrepareOptions
 from recipes.config import Export, Model, Pretraining, Recipe, TicketData, ToyModel, lazy
-from recipes.finetuning import finetuning
+from recipes.finetuning import expert_lora, finetuning
 
 
 def recipe() -> run.Config[Recipe]:
@@ -28,19 +28,14 @@ def recipe() -> run.Config[Recipe]:
         data=run.Config(
             TicketData,
             source="sample",
-            prepare=run.Config(PrepareOptions),
-            seq_length=512,
+            prepare=run.Config(PrepareOptions, too_long="head"),
+            seq_length=256,
             micro_batch_size=8,
             global_batch_size=16,
         ),
-        pretraining=run.Config(Pretraining, max_steps=200, lr=2e-3),
-        peft=lazy(
-            "modeling.expert_lora.GptOssLoRA",
-            target_modules=["linear_qkv", "linear_proj", "experts.linear_fc1", "experts.linear_fc2"],
-            dim=16,
-            alpha=32,
-        ),
-        max_steps=60,
+        pretraining=run.Config(Pretraining, max_steps=240, lr=2e-3),
+        peft=expert_lora(),
+        max_steps=40,
         lr=1e-3,
         devices=2,
         expert=2,

@@ -34,6 +34,9 @@ class ProgressLines(pl.Callback):
         self.tokens = 0
         self.since = time.perf_counter()
         self.resumed_at = 0
+        # Read now and written again with the first row: when training starts, NeMo's ModelCheckpoint moves the files of
+        # an interrupted run to run_0, run_1, …
+        self.earlier = history.read_text(encoding="utf-8").splitlines(True) if history.exists() else []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         chunks = getattr(pl_module, "module", pl_module)
@@ -44,7 +47,6 @@ class ProgressLines(pl.Callback):
         self._say(trainer, f"{trainable:,} of {total:,} parameters on this rank are trained")
         if self.resumed_at:
             self._say(trainer, f"resumed at step {self.resumed_at} of {trainer.max_steps}")
-            self._forget_after(trainer, self.resumed_at)
         self.tokens, self.since = 0, time.perf_counter()
 
     def on_train_batch_end(
@@ -79,14 +81,11 @@ class ProgressLines(pl.Callback):
 
     def _write(self, trainer: pl.Trainer, row: dict[str, Any]) -> None:
         if trainer.is_global_zero:
+            # rows of steps after the checkpoint are trained again
+            earlier = [line for line in self.earlier if _step_of(line) <= self.resumed_at]
+            self.earlier = []
             with self.history.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
-    def _forget_after(self, trainer: pl.Trainer, step: int) -> None:
-        """Drop the rows of steps that were lost with the interrupted run; they are trained again."""
-        if trainer.is_global_zero and self.history.exists():
-            rows = [line for line in self.history.read_text().splitlines(True) if _step_of(line) <= step]
-            self.history.write_text("".join(rows))
+                file.writelines([*earlier, json.dumps(row) + "\n"])
 
 
 def _step_of(line: str) -> int:

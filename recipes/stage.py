@@ -6,6 +6,7 @@ the libraries print goes to `logs/STAGE.log` in the run folder. A stage is recor
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import threading
@@ -13,12 +14,15 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from errors import LaunchError, NemoRunError
+from recipes import resume
 from recipes.console import rank, say, send_libraries_to
 from recipes.pipeline import RunFolder, Stage, is_current, record, stage_named
 
 LAUNCHER = "NEMO_RUN_LAUNCHER_PID"
+INTERRUPTED = 143  # 128 + SIGTERM
 
 
 def log_of(run: RunFolder, stage: str, rank: int = 0) -> Path:
@@ -36,6 +40,12 @@ def run_stage(run: RunFolder, stage: Stage) -> None:
         before = stage_named(name)
         if before.wanted(run.recipe) and not is_current(before, run):
             raise LaunchError(f"stage {stage.name} needs {before.output(run)}, which stage {name} has not finished.")
+    if is_current(stage, run):  # queued again after it had ended, or launched from where the run is out of sight
+        say(f"{stage.name}: current, skipped")
+        return
+    resume.check(run, stage)
+    if rank() == 0:
+        resume.begin(run, stage)
     from recipes.bodies import BODIES
 
     started = time.perf_counter()
@@ -61,9 +71,16 @@ def _end_with_launcher() -> None:
             try:
                 os.kill(launcher, 0)
             except ProcessLookupError:
-                os._exit(1)
+                _exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _exit(status: int) -> NoReturn:
+    """End at once, and with it the processes that libraries started, such as Megatron's checkpoint writers."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(status)
 
 
 def main() -> int:
@@ -77,11 +94,14 @@ def main() -> int:
     except NemoRunError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+    except SystemExit:  # how NeMo's preemption callback ends a training whose checkpoint it has saved
+        print(f"error: stage {name} was told to stop; its checkpoint is saved.", file=sys.stderr, flush=True)
+        _exit(INTERRUPTED)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
         # Peers wait for this rank in a collective; interpreter shutdown would wait for them.
-        os._exit(1)
+        _exit(1)
     finally:
         with suppress(ValueError):
             sys.stderr.flush()
@@ -92,4 +112,4 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     # Skip interpreter shutdown: gloo's threads and NeMo's telemetry can hold it for seconds.
-    os._exit(status)
+    _exit(status)

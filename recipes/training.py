@@ -13,14 +13,22 @@ from modeling import cpu_backend
 
 ON_CPU = cpu_backend.activate()  # before the imports below: NeMo and Megatron-core look for CUDA while they load
 
+from megatron.core import dist_checkpointing  # noqa: E402
+from megatron.core.transformer.enums import AttnBackend  # noqa: E402
 from nemo import lightning as nl  # noqa: E402
 from nemo.collections import llm  # noqa: E402
 from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer  # noqa: E402
 from nemo.collections.llm.gpt.data.fine_tuning import FineTuningDataModule  # noqa: E402
+from nemo.collections.llm.gpt.data.packed_sequence import PackedSequenceSpecs  # noqa: E402
 
+from data_prep.nemo_dataset import packed_sequence_arguments  # noqa: E402
+from errors import CheckpointError, ConfigurationError  # noqa: E402
+from modeling.attention import attention_backend, installed_versions  # noqa: E402
 from modeling.hf_config import GptOssConfig  # noqa: E402
 from modeling.model_config import nemo_config  # noqa: E402
+from recipes.checkpoints import last_checkpoint  # noqa: E402
 from recipes.config import Deferred, Recipe  # noqa: E402
+from recipes.preemption import SaveOnTerm  # noqa: E402
 from recipes.progress import ProgressLines  # noqa: E402
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -51,6 +59,8 @@ class Training:
 
     def run(self) -> None:
         """Train to the end, from the last checkpoint in `out` where there is one."""
+        if self._is_finished():
+            return
         if ON_CPU:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
         tokenizer = AutoTokenizer(str(self.tokenizer))
@@ -63,7 +73,7 @@ class Training:
             log=self._log(),
             optim=self._optimizer(),
             resume=nl.AutoResume(
-                # the tokenizer is given above, and the context of our own import is for people, not for io.load_context
+                # the tokenizer is given above
                 restore_config=nl.RestoreConfig(path=str(self.start), load_artifacts=False),
                 resume_if_exists=True,
                 resume_ignore_no_checkpoint=True,
@@ -72,26 +82,45 @@ class Training:
             tokenizer=None,
         )
 
+    def _is_finished(self) -> bool:
+        """Whether an interrupted run had reached its last step: that checkpoint has no optimizer to go on with."""
+        try:
+            weights = last_checkpoint(self.out) / "weights"
+        except CheckpointError:
+            return False
+        state = dist_checkpointing.load_common_state_dict(str(weights))
+        return int(state["global_step"]) >= int(self.recipe.trainer.arguments["max_steps"])
+
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.recipe.model.precision]
 
     def _model_config(self) -> Any:
-        overrides = self.recipe.model.config.arguments
+        overrides = dict(self.recipe.model.config.arguments)
+        if not ON_CPU:
+            backend = attention_backend(*installed_versions(), packed=self.recipe.data.packed)
+            overrides.setdefault("attention_backend", AttnBackend[backend])
+        elif self.recipe.data.packed:
+            raise ConfigurationError("the CPU backend trains on no packed sequences: set data.packed=false.")
         config = GptOssConfig.from_file(self.hf_config)
         return nemo_config(config, seq_length=self.recipe.data.seq_length, dtype=self.dtype, **overrides)
 
     def _data(self, tokenizer: AutoTokenizer) -> FineTuningDataModule:
+        data = self.recipe.data
         return FineTuningDataModule(
             str(self.dataset),
-            seq_length=self.recipe.data.seq_length,
+            seq_length=data.seq_length,
             tokenizer=tokenizer,
-            micro_batch_size=self.recipe.data.micro_batch_size,
-            global_batch_size=self.recipe.data.global_batch_size,
-            seed=self.recipe.data.seed,
+            micro_batch_size=data.micro_batch_size,
+            global_batch_size=data.global_batch_size,
+            seed=data.seed,
             num_workers=0 if ON_CPU else 4,
             dataset_kwargs=dict(self.dataset_arguments),
+            packed_sequence_specs=self._packed() if data.packed else None,
         )
+
+    def _packed(self) -> PackedSequenceSpecs:
+        return PackedSequenceSpecs(**packed_sequence_arguments(self.dataset, self.recipe.data.seq_length))
 
     def _optimizer(self) -> Any:
         """The recipe's optimizer; a schedule that names no length covers the training, 5 % of it warm-up."""
@@ -116,10 +145,12 @@ class Training:
         steps = int(self.recipe.trainer.arguments["max_steps"])
         return self.recipe.trainer.build(
             val_check_interval=min(steps, int(self.recipe.trainer.arguments.get("val_check_interval", steps))),
+            # counted over all batches: those of an epoch get fewer when a training goes on from a checkpoint
+            check_val_every_n_epoch=None,
             strategy=strategy.build(**(derived | parallel)),
             accelerator="cpu" if ON_CPU else "gpu",
             plugins=nl.MegatronMixedPrecision(precision=MIXED_PRECISION[self.recipe.model.precision]),
-            callbacks=[progress],
+            callbacks=[progress, SaveOnTerm()],
             # NeMo's own printer calls a collective on rank 0 alone (progress_printer.py:153) and hangs the others.
             enable_progress_bar=False,
             logger=False,
