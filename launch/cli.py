@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import typer
 
 from errors import NemoRunError
-from launch import convert, evaluate, launch, plan, prepare
+from launch import convert, evaluate, launch, monitor, plan, prepare
 
 app = typer.Typer(
     name="nemo-run",
@@ -20,12 +21,17 @@ app = typer.Typer(
 app.command("prepare")(prepare.prepare)
 app.add_typer(convert.app, name="convert")
 app.command("launch")(launch.launch)
+app.command("status")(monitor.status)
+app.command("logs")(monitor.logs)
+app.command("cancel")(monitor.cancel)
 app.command("plan")(plan.plan)
 app.command("evaluate")(evaluate.evaluate)
 
 
 def main() -> None:
     """Run the command line; a `NemoRunError` becomes one sentence on stderr and exit status 1."""
+    # torch 2.13 says on every import that NeMo's dependency pynvml has a successor
+    warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

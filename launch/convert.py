@@ -10,6 +10,9 @@ from typing import Annotated
 
 import typer
 
+from converters.progress import Done
+from errors import ConfigurationError
+
 app = typer.Typer(help="Move gpt-oss checkpoints between Hugging Face and NeMo, without a GPU.", no_args_is_help=True)
 
 
@@ -36,23 +39,70 @@ def export(
     out: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
     adapter: Annotated[Path | None, typer.Option(help="Adapter checkpoint to merge.")] = None,
     like: Annotated[Path | None, typer.Option(help="Our import of the base, for config.json and tokenizer.")] = None,
-    weights: Annotated[str, typer.Option(help="fp32, bf16, or auto: as the checkpoint has them.")] = "auto",
+    weights: Annotated[str, typer.Option(help="bf16, fp32, mxfp4, or auto: as the checkpoint has them.")] = "auto",
     shard_size: Annotated[str, typer.Option(help="Largest size of one safetensors file.")] = "5GB",
+    push_to: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Upload it to the Hub, private.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make the Hub repository public.")] = False,
 ) -> None:
     """NeMo → Hugging Face; of a run, its tuned model with the adapter merged.
 
-    Example: nemo-run convert export runs/gpt_oss_20b_lora exported/
+    Example: nemo-run convert export runs/gpt_oss_20b_lora exported/ --weights mxfp4
     """
+    from artifacts import read_manifest
+    from converters import hub
     from converters.export_hf import export_checkpoint
-    from recipes.checkpoints import exported_parts
 
     started = time.perf_counter()
-    if (source / "recipe.yaml").is_file():
+    if _is_run(source):
+        from recipes.checkpoints import exported_parts
+
         source, adapter, like = exported_parts(source)
+    # before the work, so that a missing permission is told at once
+    address = hub.create(push_to, public=public) if push_to else None
     with _bytes_bar("export") as progress:
         export_checkpoint(
             source, out, adapter=adapter, weights=weights, shard_size=shard_size, like=like, progress=progress
         )
+    _wrote(out, started)
+    manifest = read_manifest(out)
+    if manifest and "kept" in manifest.details:
+        errors = manifest.details["relative_errors"]
+        print(f"{manifest.details['kept']} expert matrices kept their MXFP4 bytes")
+        for name, error in errors.items():
+            print(f"quantized {name}: error {error:.4f} of the values (RMS)")
+    if push_to:
+        hub.upload(out, push_to)
+        print(f"uploaded to {address}")
+
+
+@app.command("adapter")
+def adapter(
+    source: Annotated[Path, typer.Argument(metavar="NEMO|RUN|PEFT", help="Adapter checkpoint, run, or PEFT folder.")],
+    out: Annotated[Path, typer.Argument(help="PEFT folder, or from one the adapter checkpoint, to write.")],
+    base: Annotated[
+        Path | None, typer.Option(help="Our import of the base; an adapter checkpoint knows what it was trained on.")
+    ] = None,
+) -> None:
+    """NeMo adapter → Hugging Face PEFT folder, or back, by what the first argument is.
+
+    Example: nemo-run convert adapter runs/gpt_oss_20b_lora peft-adapter/
+    """
+    from converters.peft import export_adapter, import_adapter, is_peft
+
+    started = time.perf_counter()
+    if is_peft(source):
+        if base is None:
+            raise ConfigurationError("--base is missing: name the import of the model that this adapter belongs to.")
+        import_adapter(source, out, base=base)
+    else:
+        if _is_run(source):
+            from recipes.checkpoints import exported_parts
+
+            _, tuned, base = exported_parts(source)
+            if tuned is None:
+                raise ConfigurationError(f"{source} trained the whole model, without an adapter: use convert export.")
+            source = tuned
+        export_adapter(source, out, base=base)
     _wrote(out, started)
 
 
@@ -82,9 +132,13 @@ def verify(
         raise typer.Exit(1)
 
 
+def _is_run(folder: Path) -> bool:
+    return (folder / "recipe.yaml").is_file()
+
+
 @contextmanager
-def _bytes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar in bytes with speed and time left, on stderr; nothing where stderr is no terminal."""
+def _bytes_bar(title: str) -> Iterator[Callable[[Done], None]]:
+    """A bar in bytes with tensors, speed and time left, on stderr; nothing where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -92,12 +146,18 @@ def _bytes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
+        TextColumn("{task.fields[tensors]}"),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task(title, total=None, tensors="")
+
+        def update(done: Done) -> None:
+            tensors = f"{done.tensors}/{done.all_tensors} tensors"
+            progress.update(task, completed=done.bytes, total=done.all_bytes, tensors=tensors)
+
+        yield update
 
 
 @contextmanager

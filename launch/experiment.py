@@ -1,135 +1,130 @@
-"""Run the stages of a run folder as tasks of one NeMo-Run experiment."""
+"""A launch as one NeMo-Run experiment: a task for each stage that must run, in the order of what each reads."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from errors import LaunchError
-from recipes.pipeline import RunFolder, Stage, details_of, is_current, record_of, stages_of
-from recipes.stage import LAUNCHER, log_of
+from launch import failures, store
+from launch.executors import executor_for, script_for
+from launch.profiles import Profile
+from recipes.pipeline import RunFolder, Stage, is_current, record_of
+from recipes.stage import LAUNCHER
 
 if TYPE_CHECKING:
     import nemo_run
 
-EXECUTORS = ("local",)
 
-
-def pending(run: RunFolder) -> list[Stage]:
-    """Stages that must run, in order: those whose output is missing, damaged or made from something else."""
-    return [stage for stage in stages_of(run.recipe) if not is_current(stage, run)]
-
-
-def show(run: RunFolder, executor: str) -> None:
-    """Print what `execute` would do."""
-    _check(executor)
-    todo = pending(run)
-    print(f"run folder {run.path}")
-    for stage in stages_of(run.recipe):
-        command = " ".join(_command(run, stage)) if stage in todo else "current, skipped"
-        print(f"{stage.name:9} {command}")
-
-
-def execute(run: RunFolder, executor: str) -> None:
-    """Run what is not current, one stage after the other.
+def execute(run: RunFolder, profile: Profile, todo: list[Stage]) -> None:
+    """Run stages one after the other and wait for them.
 
     Raises:
         LaunchError: a stage failed; the stages after it did not run.
     """
-    _check(executor)
-    todo = pending(run)
-    for stage in stages_of(run.recipe):
-        if stage not in todo:
-            print(f"{stage.name}: current, skipped ({stage.output(run)})", flush=True)
-    if not todo:
-        return
     started = time.time()
     os.environ[LAUNCHER] = str(os.getpid())
     # torchrun and python of this environment, also where it is not activated
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    _run_experiment(run, todo)
+    with store.locked(run.path), assembled(run, profile, todo) as experiment:
+        try:
+            with _stopped_by_interrupt(experiment):
+                experiment.run()
+        except Exception as error:
+            if not type(error).__module__.startswith(("docker.", "requests.")):  # not imported only to be named
+                raise
+            raise LaunchError(f"docker refused a container ({' '.join(str(error).split())[-300:]}).") from None
     for stage in todo:
         record = record_of(stage, run)
         if not is_current(stage, run) or record.stat().st_mtime < started - 1:
-            raise LaunchError(f"stage {stage.name} failed: {_last_error(log_of(run, stage.name))}")
+            raise LaunchError(failures.sentence(run, stage.name))
 
 
-def _run_experiment(run: RunFolder, todo: list[Stage]) -> None:
+@contextmanager
+def _stopped_by_interrupt(experiment: nemo_run.Experiment) -> Iterator[None]:
+    """Let SIGINT stop the stage that runs: NeMo-Run's own threads would wait for its end."""
+
+    def stop(number: int, frame: object) -> None:
+        begun = [job.id for job in experiment.jobs if job.launched]
+        if begun:
+            experiment.cancel(begun[-1])
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def submit(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> dict[str, str]:
+    """Hand the stages to Slurm, each after those that it reads, and return their job ids.
+
+    Raises:
+        LaunchError: sbatch refused one; those before it are cancelled.
+    """
+    from invoke.exceptions import UnexpectedExit
+
+    with assembled(run, profile, todo) as experiment:
+        try:
+            experiment.run(detach=True)
+        except UnexpectedExit as error:
+            for job in experiment.jobs:
+                experiment.cancel(job.id)
+            said = error.result.stderr.strip().splitlines() or ["it gave no reason"]
+            raise LaunchError(f"Slurm refused {error.result.command!r}: {said[-1]}") from None
+        return {job.id: job.handle.partition("://")[2].split("/")[1] for job in experiment.jobs}
+
+
+@contextmanager
+def assembled(
+    run: RunFolder, profile: Profile, todo: list[Stage], base_dir: Path | None = None
+) -> Iterator[nemo_run.Experiment]:
+    """The experiment of these stages, not started; `base_dir` is NeMo-Run's home unless given."""
     import nemo_run
+    from nemo_run.core.frontend.console.api import CONSOLE
 
+    CONSOLE.quiet = True  # clean_mode does not reach the executors' own messages
     with nemo_run.Experiment(
         run.path.name,
-        base_dir=str(run.path / "experiments"),
+        id=store.next_id(run.path.name),
+        base_dir=str(base_dir) if base_dir else None,
         log_level="ERROR",
         clean_mode=True,
         enable_goodbye_message=False,
         skip_status_at_exit=True,
+        serialize_metadata_for_scripts=False,
     ) as experiment:
-        before: list[str] = []
-        for stage in todo:
-            script = nemo_run.Script(
-                path="recipes.stage", m=True, entrypoint="python", args=[str(run.path), stage.name]
+        for index, stage in enumerate(todo):
+            experiment.add(
+                script_for(run, stage),
+                executor=executor_for(profile, run, stage),
+                name=stage.name,
+                dependencies=dependencies(profile, todo, index),
+                tail_logs=profile.executor != "slurm",
             )
-            task = experiment.add(
-                script, executor=_local(run, stage), name=stage.name, dependencies=before or None, tail_logs=True
-            )
-            before = [str(task)]
-        experiment.run()
+            if profile.executor == "docker":
+                _resolve_itself(experiment.jobs[-1].executor, stage)
+        yield experiment
 
 
-def _local(run: RunFolder, stage: Stage) -> nemo_run.LocalExecutor:
-    import nemo_run
-
-    processes = run.recipe.processes if stage.trains else 1
-    return nemo_run.LocalExecutor(
-        ntasks_per_node=processes,
-        launcher="torchrun" if processes > 1 else None,
-        env_vars={
-            "PYTHONUNBUFFERED": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "LOGLEVEL": "ERROR",
-            "PYTHONWARNINGS": "ignore",
-        },
-    )
+def _resolve_itself(executor: Any, stage: Stage) -> None:
+    """Let the container find its own name: NeMo-Run gives it one (nemo_run 0.11.1, docker.py, `DockerContainer.run`),
+    which on the host's network nobody knows, and torchrun's workers meet under it."""
+    name = f"{executor.experiment_id}_{stage.name}".replace("_", "-")[-32:]
+    executor.additional_kwargs["extra_hosts"] = {name: "127.0.0.1"}
 
 
-def _command(run: RunFolder, stage: Stage) -> list[str]:
-    processes = run.recipe.processes if stage.trains else 1
-    start = ["torchrun", f"--nproc-per-node={processes}"] if processes > 1 else ["python"]
-    return [*start, "-m", "recipes.stage", str(run.path), stage.name]
-
-
-def _check(executor: str) -> None:
-    if executor not in EXECUTORS:
-        raise LaunchError(f"there is no executor {executor!r}: choose {' or '.join(EXECUTORS)}.")
-
-
-def _last_error(log: Path) -> str:
-    """The last line of a log that tells what went wrong, and where to read the rest."""
-    try:
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    except OSError:
-        lines = []
-    told = [line for line in lines if line.startswith("error: ")] or [
-        line for line in lines if ": " in line and line.split(":")[0].endswith(("Error", "Exception", "Interrupt"))
-    ]
-    reason = told[-1].removeprefix("error: ") if told else "its process ended without a word"
-    return f"{reason}\nIts whole log is {log}; the same command goes on from what is finished."
-
-
-def summarise(run: RunFolder, seconds: float) -> None:
-    """Print a table of the stages: what each made, where, and how long it took when it ran."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{run.recipe.name}: {seconds:.0f} s", title_justify="left")
-    for heading in ("stage", "seconds", "made", "where"):
-        table.add_column(heading, justify="right" if heading == "seconds" else "left", overflow="fold")
-    for stage in stages_of(run.recipe):
-        details = details_of(stage, run)
-        output = os.path.relpath(stage.output(run))
-        table.add_row(stage.name, f"{details.get('seconds', 0):.1f}", str(details.get("made", "")), output)
-    Console(width=max(100, Console().width)).print(table)
+def dependencies(profile: Profile, todo: list[Stage], index: int) -> list[str] | None:
+    """Stages that must have ended before that of `index` starts: what it reads, or all before it where one machine
+    runs them."""
+    before = [stage.name for stage in todo[:index]]
+    if profile.executor == "slurm":
+        return [name for name in before if name in todo[index].after] or None
+    return before[-1:] or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,34 +23,62 @@ CONFIGS = Path(__file__).parent.parent / "modeling" / "configs"
 
 
 def plan(
-    model: Annotated[str, typer.Argument(help="gpt-oss-20b, gpt-oss-120b, or a folder or file with a config.json.")],
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of each node.")] = 8,
+    model: Annotated[
+        str, typer.Argument(metavar="RECIPE|MODEL", help="Recipe file, gpt-oss-20b, gpt-oss-120b, or a config.json.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Fields of the recipe to change.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; the recipe's, or 1.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs of each node; the recipe's, or 8.")] = None,
     gpu_memory: Annotated[str, typer.Option(help="Memory of each GPU: 80GB (10⁹ bytes) or 80GiB.")] = "80GB",
-    seq_length: Annotated[int, typer.Option(min=1, help="Tokens of a sequence.")] = 2048,
-    micro_batch: Annotated[int, typer.Option(min=1, help="Sequences a GPU takes at once.")] = 1,
-    global_batch: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = 16,
-    lora_rank: Annotated[int, typer.Option(min=0, help="Rank of the adapters; 0 trains all parameters.")] = 16,
-    expert_lora: Annotated[bool, typer.Option(help="Adapters on every expert too.")] = True,
-    recompute: Annotated[bool, typer.Option(help="Recompute every layer's activations in the backward pass.")] = False,
+    seq_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence; 2048.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="Sequences a GPU takes at once; 1.")] = None,
+    global_batch: Annotated[int | None, typer.Option(min=1, help="Sequences of a step; 16.")] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(min=0, help="Rank of the adapters; 0 trains all parameters; 16.")
+    ] = None,
+    expert_lora: Annotated[bool | None, typer.Option(help="Adapters on every expert too; they are.")] = None,
+    recompute: Annotated[bool | None, typer.Option(help="Compute each layer again in the backward pass.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Layouts to show.")] = 10,
 ) -> None:
     """Memory per GPU at every legal parallel layout, the best one as overrides, or what to change when none fits.
 
-    Example: nemo-run plan gpt-oss-120b --gpus-per-node 8 --gpu-memory 80GB
+    Example: nemo-run plan recipes/gpt_oss_120b_lora.py --gpus-per-node 8 --gpu-memory 80GB
     """
     from modeling.layouts import Batch
     from modeling.memory import ATTENTION, EXPERTS, LoraTargets, TrainingPlan
     from modeling.planning import Cluster
 
-    modules = ATTENTION + EXPERTS if expert_lora else ATTENTION
-    training = TrainingPlan(
-        find_config(model),
-        Batch(seq_length, micro_batch, global_batch),
-        LoraTargets(lora_rank, modules) if lora_rank else None,
-        "full" if recompute else "none",
-    )
-    show(training, Cluster(nodes, gpus_per_node, parse_size(gpu_memory)), rows)
+    if model.endswith(".py"):
+        training, wide, deep = _of_recipe(Path(model), overrides or [])
+    else:
+        training = TrainingPlan(find_config(model), Batch(2048), LoraTargets(16, ATTENTION + EXPERTS))
+        wide, deep = 1, 8
+    batch, lora = training.batch, training.lora
+    batch = Batch(seq_length or batch.seq_length, micro_batch or batch.micro, global_batch or batch.total)
+    if lora_rank is not None:
+        lora = replace(lora or LoraTargets(lora_rank, ATTENTION + EXPERTS), rank=lora_rank) if lora_rank else None
+    if lora and expert_lora is not None:
+        lora = replace(lora, modules=ATTENTION + EXPERTS if expert_lora else ATTENTION)
+    again = training.recompute if recompute is None else "full" if recompute else "none"
+    training = replace(training, batch=batch, lora=lora, recompute=again)
+    show(training, Cluster(nodes or wide, gpus_per_node or deep, parse_size(gpu_memory)), rows)
+
+
+def _of_recipe(file: Path, overrides: list[str]) -> tuple[TrainingPlan, int, int]:
+    """A recipe's training, its nodes and its GPUs a node."""
+    from launch.fit import plan_of
+    from launch.recipes import configured
+    from recipes import config
+
+    recipe = config.build(configured(file, overrides))
+    training = plan_of(recipe)
+    if training is None:
+        raise ConfigurationError(
+            f"{recipe.model.hf} is neither a known model nor a folder here: name its folder with model.hf=."
+        )
+    return training, recipe.nodes, recipe.processes
 
 
 def find_config(model: str) -> GptOssConfig:

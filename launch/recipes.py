@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from errors import ConfigurationError
 from recipes import config, pipeline
 
 
-def make_run(file: Path, overrides: list[str], runs: Path, *, write: bool = True) -> pipeline.RunFolder:
-    """Load the recipe, apply the overrides and write `RUNS/NAME/recipe.yaml`.
+def make_run(file: Path, overrides: list[str], runs: Path) -> pipeline.RunFolder:
+    """Load the recipe and apply the overrides: the run that it makes. Nothing is written.
 
     The run is named after the recipe file and, where there are overrides, their hash: another configuration never
     lands in the folder of a finished run, and the same command finds its own again. `name=` chooses another name.
@@ -23,25 +24,59 @@ def make_run(file: Path, overrides: list[str], runs: Path, *, write: bool = True
         ConfigurationError: no such recipe, or an override that does not fit.
     """
     tree = configured(file, overrides)
+    _resolve_paths(tree)
     recipe = config.build(tree)
-    path = (runs / str(recipe.name)).resolve()
-    if write:
-        path.mkdir(parents=True, exist_ok=True)
-        artifacts.write_text(path / pipeline.RECIPE_FILE, config.dump_recipe(tree))
     recipe.raw.update(tree)
+    path = (runs / str(recipe.name)).resolve()
+    if not re.fullmatch(r"[\w./+-]+", str(path)):
+        raise ConfigurationError(
+            f"{path} holds characters that shells or NeMo take apart: choose other --runs or name=."
+        )
     return pipeline.RunFolder(path, recipe)
+
+
+def write_run(run: pipeline.RunFolder) -> None:
+    """Write `recipe.yaml` into the run folder, where the stages read it."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    artifacts.write_text(run.path / pipeline.RECIPE_FILE, config.dump_recipe(run.recipe.raw))
+
+
+def _resolve_paths(tree: dict[str, Any]) -> None:
+    """Name local inputs by their whole path: a stage may run in another folder than the launch."""
+    named = (
+        [(tree["data"], "source")] if tree["model"].get("toy") else [(tree["data"], "source"), (tree["model"], "hf")]
+    )
+    for node, name in named:
+        if Path(str(node.get(name, ""))).exists():
+            node[name] = str(Path(node[name]).resolve())
 
 
 def configured(file: Path, overrides: list[str]) -> dict[str, Any]:
     """The recipe of a file as a tree of plain values, overrides applied."""
     from recipes.overrides import apply_overrides
 
-    recipe = _load(file)
+    module = _load(file)
+    recipe = module.recipe()
     given_name = recipe.name
-    apply_overrides(recipe, overrides)
+    apply_overrides(recipe, _with_preset(module, file, overrides))
     if overrides and recipe.name == given_name:
         recipe.name = f"{given_name}-{hashlib.sha256(chr(0).join(sorted(overrides)).encode()).hexdigest()[:8]}"
     return config.to_tree(recipe)
+
+
+def _with_preset(module: Any, file: Path, overrides: list[str]) -> list[str]:
+    """The overrides behind `preset=NAME`, then the others, which have the last word."""
+    presets: dict[str, tuple[str, ...]] = getattr(module, "PRESETS", {})
+    found: list[str] = []
+    for override in overrides:
+        if not override.startswith("preset="):
+            continue
+        name = override.removeprefix("preset=")
+        if name not in presets:
+            known = f"its presets are {', '.join(presets)}" if presets else "it has none"
+            raise ConfigurationError(f"{file} has no preset {name!r}: {known}.")
+        found += presets[name]
+    return found + [override for override in overrides if not override.startswith("preset=")]
 
 
 def _load(file: Path) -> Any:
@@ -62,7 +97,7 @@ def _load(file: Path) -> Any:
         raise ConfigurationError(f"{file} is not valid Python (line {error.lineno}: {error.msg}).") from None
     if not callable(getattr(module, "recipe", None)):
         raise ConfigurationError(f"{file} has no function recipe(): see recipes/gpt_oss_tiny_lora.py.")
-    return module.recipe()
+    return module
 
 
 def _is_recipe(file: Path) -> bool:

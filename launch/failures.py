@@ -1,0 +1,55 @@
+"""Why a stage failed, in one sentence, from what it and its executor left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recipes.pipeline import RunFolder
+from recipes.stage import log_of
+
+NOISE = ("ChildFailedError", "SignalException")  # torchrun's own: it only passes on that a worker failed
+MEMORY = (
+    "was killed for memory: give it more (cluster.slurm.mem=…, or a larger machine), "
+    "or lower data.micro_batch_size or data.seq_length"
+)
+
+
+def last_error(text: str) -> str | None:
+    """The last line of a log that tells what went wrong."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    ours = [line for line in lines if line.startswith("error: ")]
+    others = [line for line in lines if _is_exception(line)]
+    told = ours or others or [line for line in lines if line.startswith(("srun: error: ", "slurmstepd: error: "))]
+    return told[-1].removeprefix("error: ") if told else None
+
+
+def _is_exception(line: str) -> bool:
+    name = line.partition(":")[0].rpartition(".")[2]
+    return ": " in line and name.isidentifier() and name.endswith(("Error", "Exception")) and name not in NOISE
+
+
+def read(file: Path) -> str:
+    """The end of a log; empty where there is none."""
+    try:
+        with file.open("rb") as log:
+            log.seek(max(0, file.stat().st_size - (1 << 20)))
+            return log.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def out_of_memory(text: str) -> bool:
+    """Whether a log says that the kernel or CUDA ran out of memory."""
+    return "oom_kill" in text or "oom-kill" in text or "OutOfMemoryError" in text or "Signal 9 (SIGKILL)" in text
+
+
+def sentence(run: RunFolder, stage: str, exit_code: int | None = None) -> str:
+    """What to tell about a failed stage: its reason, its log, and that nothing finished is lost."""
+    log = log_of(run, stage)
+    text = read(log)
+    told = last_error(text)
+    if told is None or out_of_memory(text):
+        # Python tells before it ends; a process that says nothing was killed, mostly by the kernel's memory killer
+        told = MEMORY if told is None or out_of_memory(text) else told
+        return f"stage {stage} {told}.\nIts whole log is {log}; the same command goes on from what is finished."
+    return f"stage {stage} failed: {told}\nIts whole log is {log}; the same command goes on from what is finished."
