@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -31,7 +30,6 @@ class Manifest:
     fingerprint: str
     inputs: dict[str, Any]
     files: dict[str, int]
-    created: str
     details: dict[str, Any] = field(default_factory=dict)
 
 
@@ -82,6 +80,7 @@ def write_manifest(
     inputs: Mapping[str, Any],
     details: Mapping[str, Any] | None = None,
     file: Path | None = None,
+    notes: str | None = None,
 ) -> Manifest:
     """Write the manifest of a finished folder, as its last file.
 
@@ -90,14 +89,14 @@ def write_manifest(
         inputs: everything that decides the content (options, hashes of sources, versions); its hash is the fingerprint.
         details: figures worth keeping that decide nothing (seconds, counts).
         file: where to keep the manifest, if not in the folder.
+        notes: ending of files that are about to be removed, and so are left out.
     """
     files = {
         str(path.relative_to(folder)): path.stat().st_size
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST
+        if path.is_file() and path != folder / MANIFEST and not (notes and path.name.endswith(notes))
     }
-    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    manifest = Manifest(kind, fingerprint(inputs), dict(inputs), files, created, dict(details or {}))
+    manifest = Manifest(kind, fingerprint(inputs), dict(inputs), files, dict(details or {}))
     write_text(
         file or folder / MANIFEST, json.dumps(asdict(manifest), indent=1, ensure_ascii=False, default=str) + "\n"
     )

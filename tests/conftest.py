@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,8 +29,21 @@ def nemo_run(*arguments: str | Path, cwd: Path, timeout: int = 600) -> Ran:
     """Run the command line in a process of its own, as a user would."""
     command = [sys.executable, "-m", "launch.cli", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "160"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
-    return Ran(done.returncode, done.stdout, done.stderr)
+    return run_to_its_end(command, cwd=cwd, env=environment, timeout=timeout)
+
+
+def run_to_its_end(command: list[str], *, timeout: int, **settings: Any) -> Ran:
+    """Run a command; in time or not, none of the processes that it started stays behind."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **settings
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return Ran(process.returncode, out, err)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+"""Conversions of a gpt-oss of real size, against the plain write of the same bytes, and against NeMo's own importer.
+
+    python benchmarks/convert.py --model gpt-oss-20b                 # all layers: 100 GB of disk, 14 + 42 + 42
+    python benchmarks/convert.py --model gpt-oss-20b --layers 4      # a small disk
+    python benchmarks/convert.py --model gpt-oss-120b --layers 2     # memory does not grow with experts
+    python benchmarks/convert.py --stock                             # one layer of the 20b, NeMo's importer beside ours
+
+Every line is a command of its own process, started as a user would; memory is what it allocated (see measure.Cost).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = str(ROOT)
+
+from benchmarks.measure import GIB, Cost, plain_write, run  # noqa: E402
+from benchmarks.random_checkpoint import write_random_checkpoint  # noqa: E402
+
+CONVERT = [sys.executable, "-m", "launch.cli", "convert"]
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def line(step: str, size: int, cost: Cost, plain: float | None = None) -> None:
+    ratio = f"{cost.seconds / plain:5.2f} × {plain:.1f} s" if plain else ""
+    speed = size / 1e9 / cost.seconds
+    memory = f"{cost.anonymous / GIB:8.2f} {cost.resident / GIB:8.2f}"
+    print(
+        f"{step:16} {size / 1e9:7.2f} {cost.seconds:8.1f} {cost.cpu:7.1f} {speed:6.2f} {memory}   {ratio}", flush=True
+    )
+
+
+def convert_all(model: str, layers: int | None, folder: Path) -> None:
+    """Import, export as MXFP4 and as bf16, verify each; what is verified goes, to make room."""
+    hf, nemo, mxfp4, bf16 = (folder / name for name in ("hf", "nemo", "mxfp4", "bf16"))
+    config = write_random_checkpoint(hf, model, layers)
+    stored = size_of(hf)
+    plainly = _bf16_bytes(config)
+    memory = f"{'RSS GiB':>8} {'w/ files':>8}"
+    print(f"{'step':16} {'GB':>7} {'s':>8} {'CPU s':>7} {'GB/s':>6} {memory}   ratio × plain write with fsync")
+
+    plain = plain_write(folder, plainly)
+    cost = run([*CONVERT, "import", hf, nemo])
+    line("import", size_of(nemo), cost, plain)
+    line("verify HF NeMo", stored + size_of(nemo), run([*CONVERT, "verify", hf, nemo]))
+
+    plain = plain_write(folder, stored)
+    line("export mxfp4", stored, run([*CONVERT, "export", nemo, mxfp4, "--weights", "mxfp4"]), plain)
+    line("verify HF export", 2 * stored, run([*CONVERT, "verify", hf, mxfp4]))
+    shutil.rmtree(mxfp4)
+    shutil.rmtree(hf)
+
+    free = shutil.disk_usage(folder).free
+    if free < plainly + 2 * 10**9:
+        print(f"export bf16: left out, it needs {plainly / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: use --layers.")
+        return
+    plain = plain_write(folder, plainly)
+    line("export bf16", plainly, run([*CONVERT, "export", nemo, bf16, "--weights", "bf16"]), plain)
+    line("verify NeMo bf16", 2 * plainly, run([*CONVERT, "verify", nemo, bf16]))
+
+
+def _bf16_bytes(config: object) -> int:
+    from converters.mapping import TABLE
+    from modeling.hf_config import GptOssConfig
+
+    assert isinstance(config, GptOssConfig)
+    numbers = 0
+    for entry in TABLE:
+        count = 1
+        for length in (*entry.leading(config), *entry.shape(config)):
+            count *= length
+        numbers += count
+    return 2 * numbers
+
+
+def against_stock(layers: int, folder: Path) -> None:
+    """NeMo's importer and ours on the same checkpoint: loading with dequantization, and all of it."""
+    hf = folder / "hf"
+    write_random_checkpoint(hf, "gpt-oss-20b", layers)
+    stock = run([sys.executable, ROOT / "benchmarks" / "stock_import.py", hf, folder / "stock"])
+    seconds = json.loads(stock.output.splitlines()[-1])
+    shutil.rmtree(folder / "stock")
+    load = run([sys.executable, __file__, "--load", hf])
+    ours = run([*CONVERT, "import", hf, folder / "ours"])
+    loaded = float(load.output.splitlines()[-1])
+    print(f"whole process, CPU seconds: NeMo {stock.cpu:.1f}, ours {ours.cpu:.1f}")
+    print(f"{'':24} {'NeMo s':>8} {'ours s':>8} {'ratio':>6}   {'NeMo GiB':>8} {'ours GiB':>8}")
+    for name, theirs, mine, cost in (
+        ("load and dequantize", seconds["load"], loaded, load),
+        ("import", seconds["all"], ours.seconds, ours),
+        ("import, whole process", stock.seconds, ours.seconds, ours),
+    ):
+        memory = f"{stock.anonymous / GIB:8.2f} {cost.anonymous / GIB:8.2f}"
+        print(f"{name:24} {theirs:8.1f} {mine:8.2f} {theirs / mine:6.1f}   {memory}", flush=True)
+
+
+def load_all(hf: Path) -> None:
+    """Read and dequantize every tensor, as an import does; print the seconds."""
+    import numpy as np
+
+    from converters.hf_reader import HfReader
+    from converters.mapping import layers_of, places
+    from converters.mxfp4 import dequantize
+    from converters.pool import run_all
+
+    dequantize(np.zeros((1, 1, 16), np.uint8), np.zeros((1, 1), np.uint8))  # the kernel comes from numba's cache
+    started = time.perf_counter()
+    reader = HfReader(hf)
+    tensors = list(layers_of(reader.config))
+    run_all(
+        lambda entry=entry, place=place: [reader.read(entry, place), None][1]  # read, and let go
+        for entry, layer in tensors
+        for place in places(entry, reader.config, layer)
+    )
+    print(time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="gpt-oss-20b", choices=["gpt-oss-20b", "gpt-oss-120b"])
+    parser.add_argument("--layers", type=int, help="take only the first layers")
+    parser.add_argument("--stock", action="store_true", help="compare with NeMo's importer, on one layer of the 20b")
+    parser.add_argument("--folder", type=Path, help="where to work; a new folder in it is removed afterwards")
+    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.load:
+        load_all(options.load)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the folder goes then, too
+    folder = Path(tempfile.mkdtemp(prefix="convert-", dir=options.folder))
+    try:
+        layers = "all layers" if options.layers is None else f"{options.layers} layers"
+        print(f"{options.model}, {layers}, {os.cpu_count()} cores, Python {platform.python_version()}, {folder}")
+        if options.stock:
+            against_stock(options.layers or 1, folder)
+        else:
+            convert_all(options.model, options.layers, folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
