@@ -317,7 +317,8 @@ def become_grouped(experts: SequentialMLP) -> None:
 
 def trainable_parameters(model: nn.Module) -> int:
     """Parameters that are trained, over all ranks, each counted once."""
-    experts = {id(p) for m in model.modules() if isinstance(m, ExpertMatrices) for p in m.parameters()}
+    kinds = (ExpertMatrices, SequentialMLP, TEGroupedMLP)
+    experts = {id(p) for m in model.modules() if isinstance(m, kinds) for p in m.parameters()}
     tp, ep = (
         parallel_state.get_tensor_model_parallel_world_size(),
         parallel_state.get_expert_model_parallel_world_size(),

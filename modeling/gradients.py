@@ -26,6 +26,7 @@ def correct_gradients(model: nn.Module) -> nn.Module:
     1. `ColumnParallelLinear` and `TEGroupedLinear` set `allreduce` from EP alone: at TP > 1 and EP = 1 the TP ranks
        would train their copies of the experts on their own tokens, and the copies drift apart.
     2. `RowParallelLinear` marks the experts' fc2 bias for one more sum over TP: its gradient would be TP times too big.
+       It does not mark it as this rank's own either: of TP rank 1's experts, the gradient norm would miss it.
     3. `DotProductAttention` does not mark its sinks as split by TP: the gradient norm would miss those of other ranks.
     """
     parameter: Any
@@ -34,7 +35,15 @@ def correct_gradients(model: nn.Module) -> nn.Module:
             for parameter in module.parameters():
                 parameter.allreduce = not experts_have_own_replicas()
                 parameter.sequence_parallel = False
+                _belongs_to_this_rank(parameter)
     for name, parameter in model.named_parameters():
         if name.endswith(".softmax_offset"):
-            parameter.tensor_model_parallel, parameter.partition_dim, parameter.partition_stride = True, 0, 1
+            _belongs_to_this_rank(parameter)
     return model
+
+
+def _belongs_to_this_rank(parameter: Any) -> None:
+    """Have the gradient norm count this parameter on every TP rank: it is no copy of another rank's."""
+    parameter.tensor_model_parallel = True
+    if not hasattr(parameter, "partition_dim"):
+        parameter.partition_dim, parameter.partition_stride = 0, 1
