@@ -10,7 +10,7 @@ from typing import Any
 
 import artifacts
 from errors import LaunchError
-from recipes.checkpoints import exported_parts, last_checkpoint, start_of
+from recipes.checkpoints import best_checkpoint, exported_parts, last_checkpoint, start_of, step_of, validation_loss
 from recipes.config import Deferred
 from recipes.pipeline import RunFolder
 
@@ -88,6 +88,7 @@ def pretrain(run: RunFolder) -> Details:
         optim=Deferred(recipe.optim.target, optim),
         trainer=Deferred(recipe.trainer.target, {**recipe.trainer.arguments, "max_steps": settings.max_steps}),
         peft=None,
+        patience=0,
     )
     _train(replace(run, recipe=tuned), "pretrain", start=run.base, dataset=run.data, out=run.pretrain)
     loss = _last_loss(run.pretrain)
@@ -101,8 +102,11 @@ def finetune(run: RunFolder) -> Details:
     """Fine-tune with NeMo's `llm.finetune`: LoRA where the recipe has `peft`, else all parameters."""
     _train(run, "finetune", start=start_of(run), dataset=run.data, out=run.finetune)
     what = "adapter" if run.recipe.peft else "model, all weights"
-    loss = _last_loss(run.finetune)
-    return {"made": f"{what}, loss {loss:.3f}", "checkpoint": str(last_checkpoint(run.finetune))}
+    made = f"{what}, loss {_last_loss(run.finetune):.3f}"
+    best = best_checkpoint(run.finetune)
+    if (loss := validation_loss(best)) is not None:
+        made += f"; validation loss {loss:.3f}, the lowest, at step {step_of(best)} of {_last_step(run.finetune)}"
+    return {"made": made, "checkpoint": str(best)}
 
 
 def evaluate(run: RunFolder) -> Details:
@@ -159,9 +163,16 @@ def _train(run: RunFolder, title: str, *, start: Path, dataset: Path, out: Path)
 
 def _last_loss(folder: Path) -> float:
     """Mean loss of the last ten steps."""
-    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if row.get("loss") is not None][-10:]
+    losses = [row["loss"] for row in _history(folder) if row.get("loss") is not None][-10:]
     return sum(losses) / len(losses)
+
+
+def _last_step(folder: Path) -> int:
+    return _history(folder)[-1]["step"]
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
 def _size(folder: Path) -> str:
