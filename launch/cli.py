@@ -29,13 +29,15 @@ app.command("evaluate")(evaluate.evaluate)
 
 
 def main() -> None:
-    """Run the command line; a `NemoRunError` becomes one sentence on stderr and exit status 1."""
+    """Run the command line; a `NemoRunError` becomes one sentence on stderr; exit status 0 or 1, or 130 by Ctrl-C."""
     # torch 2.13 says on every import that NeMo's dependency pynvml has a successor
     warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(args=arguments)
+    except SystemExit as stop:  # typer refuses an unknown command or option with 2
+        raise SystemExit(1 if stop.code == 2 else stop.code) from None
     except NemoRunError as error:
         if debug:
             raise
