@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
-from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +11,9 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 
 import artifacts
 from errors import ConfigurationError
+from recipes.services import obstacles
 
 PROJECT = "gpt-oss"
-
-
-def obstacles(kind: str, variables: Collection[str], *, packages: bool = True) -> Iterator[str]:
-    """Why figures cannot be sent to `kind`, with what to do.
-
-    Args:
-        variables: names of the environment variables that the training will have.
-        packages: whether the training runs in this installation, so that a missing package can be told.
-    """
-    if kind == "tensorboard":
-        return
-    if packages and importlib.util.find_spec(kind) is None:
-        yield f"logger={kind} needs the package {kind}: pip install {kind}, or leave it at logger=tensorboard."
-    if kind == "wandb" and not {"WANDB_API_KEY", "WANDB_MODE"} & set(variables) and not _logged_in():
-        yield (
-            "logger=wandb needs WANDB_API_KEY: export it (and name it in the profile's secrets), "
-            "or set WANDB_MODE=offline and upload later with wandb sync."
-        )
-
-
-def _logged_in() -> bool:
-    return (Path.home() / ".netrc").is_file()  # where `wandb login` puts the key
 
 
 def loggers_of(kind: str, out: Path, title: str, step: int) -> list[Logger]:

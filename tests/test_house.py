@@ -21,7 +21,16 @@ HEAVY = {"nemo": "nemo", "megatron": "nemo", "lightning": "nemo", "nemo_run": "n
 MAY_IMPORT = {
     "nemo": {
         "modeling": {"cpu_backend", "expert_lora", "gradients", "inference", "layer_spec", "model_config"},
-        "recipes": {"comparison", "preemption", "progress", "training"},
+        "recipes": {
+            "comparison",
+            "continuing",
+            "expert_load",
+            "loggers",
+            "preemption",
+            "saving",
+            "training",
+            "watching",
+        },
     },
     "nemo_run": {
         "launch": {"dryrun", "executors", "experiment", "login", "packaging", "store"},

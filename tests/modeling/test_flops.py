@@ -46,18 +46,22 @@ def counted(lora: LoraTargets | None) -> Flops:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("lora", "below_first_adapter"), [(None, 0.0), (TARGETS, 0.02)], ids=["all", "LoRA"])
-def test_formula_against_torchs_count(alone: None, lora: LoraTargets | None, below_first_adapter: float) -> None:
+@pytest.mark.parametrize("lora", [None, TARGETS], ids=["all", "LoRA"])
+def test_formula_against_torchs_count(alone: None, lora: LoraTargets | None) -> None:
     """Megatron's attention without Transformer Engine multiplies all pairs, masked or not: here they are counted so.
 
-    With that the forward pass agrees to the last product. Backward, autograd leaves out what no parameter needs: with
-    LoRA the gradient of the first layer's input, which the formula counts.
+    Forward the two agree to the last product; backward too, where all parameters are trained. With LoRA, autograd needs
+    no gradient beneath the first layer's projection, which the formula counts, and Megatron computes that of frozen
+    router weights, which it does not: 3 % here.
     """
     work = Work(LENGTH, LENGTH**2, LENGTH**2)
     expected, measured = training_flops(CONFIG, work, lora), counted(lora)
-    assert measured.forward == pytest.approx(expected.forward, rel=0.002)
-    assert measured.backward == pytest.approx(expected.backward, rel=0.005 + below_first_adapter)
-    assert measured.backward / measured.forward == pytest.approx(2.0 if lora is None else 1.1, rel=0.1)
+    assert measured.forward == expected.forward
+    first = 2 * LENGTH * CONFIG.hidden_size * CONFIG.qkv_size
+    routers = 2 * LENGTH * CONFIG.hidden_size * CONFIG.num_experts * CONFIG.num_layers
+    assert measured.backward == expected.backward - (0 if lora is None else first - routers)
+    assert measured.backward == pytest.approx(expected.backward, rel=0.035)
+    assert measured.backward / measured.forward == pytest.approx(2.0 if lora is None else 1.0, rel=0.05)
 
 
 def test_pairs_that_attention_sees() -> None:
@@ -68,12 +72,12 @@ def test_pairs_that_attention_sees() -> None:
 
 
 def test_20b_by_hand() -> None:
-    """3.6 billion active parameters, 0.6 billion of them the embedding, which multiplies nothing."""
+    """OpenAI's 3.6 billion active parameters: without the embedding, which multiplies nothing."""
     config = GptOssConfig.from_file(CONFIGS / "gpt-oss-20b.json")
     layer = 2880 * 5120 + 4096 * 2880 + 32 * 2880 + 4 * 3 * 2880 * 2880
     matrices = 24 * layer + 201_088 * 2880
     full = training_flops(config, Work(1, 0, 0), None)
-    assert full.forward == 2 * matrices == pytest.approx(2 * 3.6e9 - 2 * 0.58e9, rel=0.02)
+    assert full.forward == 2 * matrices == pytest.approx(2 * 3.6e9, rel=0.005)
     assert full.total == 6 * matrices
     adapters = 24 * 16 * (2880 + 5120 + 4096 + 2880 + 4 * (2880 + 5760 + 2880 + 2880))
     lora = training_flops(config, Work(1, 0, 0), LoraTargets(16, (*ATTENTION, *EXPERTS)))

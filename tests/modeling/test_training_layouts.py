@@ -16,7 +16,7 @@ import torch
 from modeling import inference
 from modeling.inference import Layout
 from tests.conftest import run_to_its_end
-from tests.modeling.test_expert_lora import CONFIG, LENGTH, ROOT, lora, randomize
+from tests.modeling.test_expert_lora import CONFIG, LAYERS, LENGTH, ROOT, lora, randomize
 
 pytestmark = pytest.mark.slow
 
@@ -78,6 +78,9 @@ def test_training_does_not_depend_on_the_layout(several: dict[str, Results], sin
             assert result["losses"] == pytest.approx(expected["losses"], rel=1e-4), (name, kind)
             assert result["norms"] == pytest.approx(expected["norms"], rel=1e-3), (name, kind)
             assert result["trainable"] == expected["trainable"]
+            # tokens by layer and expert, before the first update
+            assert expected["load"].sum().item() == LAYERS * BATCH * LENGTH * CONFIG.experts_per_token
+            assert torch.equal(result["load"], expected["load"]), (name, kind)
             assert (expected["logits"] - expected["untrained"]).abs().max() > 0.05
             assert (result["logits"] - expected["logits"]).abs().max() <= 1e-3, (name, kind)
         loaded = results["adapters"]["loaded"] - previous["adapters"]["logits"]
@@ -116,6 +119,7 @@ def train(kind: str, folder: Path, sizes: list[int], out: Path, adapters: Path |
 
     from modeling.expert_lora import trainable_parameters
     from modeling.gradients import correct_gradients
+    from recipes.expert_load import ExpertLoad
 
     model = inference.build_model(CONFIG, seq_length=LENGTH, dtype=torch.float32)
     base = folder / "base"
@@ -133,6 +137,9 @@ def train(kind: str, folder: Path, sizes: list[int], out: Path, adapters: Path |
     correct_gradients(model)
     result["trainable"] = trainable_parameters(model)
     model.train()
+    load = ExpertLoad(CONFIG.num_layers, CONFIG.num_experts)
+    load.watch(model)
+    load.counting = True
     ddp = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)  # type: ignore[arg-type]
     optimizer = get_megatron_optimizer(
         OptimizerConfig(lr=LEARNING_RATE, clip_grad=1.0, use_distributed_optimizer=False), [ddp]
@@ -166,6 +173,9 @@ def train(kind: str, folder: Path, sizes: list[int], out: Path, adapters: Path |
         torch.distributed.all_reduce(loss)  # the last stage's ranks have it; each TP and DP rank counts alike
         result["losses"].append(loss.item() * sizes[2] / torch.distributed.get_world_size())
         result["norms"].append(float(optimizer.step()[1]))  # type: ignore[arg-type]
+        if load.counting:
+            load.counting, result["load"] = False, load.counts
+            torch.distributed.all_reduce(result["load"])
 
     model.eval()
     result["logits"] = inference.logits(model, tokens)

@@ -68,14 +68,6 @@ def test_every_step_has_its_line(trainings: dict[str, list[Done]]) -> None:
     assert row["tokens_per_second_per_gpu"] == pytest.approx(row["tokens"] / row["seconds"])
 
 
-def test_experts_load_does_not_depend_on_the_layout(trainings: dict[str, list[Done]]) -> None:
-    """Before the first update all layouts route the same tokens the same way."""
-    alone, shared = (trainings[name][-1].history()[0] for name in ("whole", "whole-ep2"))
-    assert shared["tokens"] == alone["tokens"]
-    for figure in ("expert_entropy", "expert_largest_share"):
-        assert shared[figure] == pytest.approx(alone[figure], abs=1e-12)
-
-
 # ---- figures by hand ----------------------------------------------------------------------------------------------
 
 
@@ -159,17 +151,17 @@ def test_a_line_and_its_scalars() -> None:
 
 
 def test_what_stands_in_the_way_of_a_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from recipes import loggers
+    from recipes import loggers, services
 
-    monkeypatch.setattr(loggers, "_logged_in", lambda: False)
-    assert list(loggers.obstacles("tensorboard", ())) == []
-    (missing_key,) = loggers.obstacles("wandb", {"PATH"})
+    monkeypatch.setattr(services, "_logged_in", lambda: False)
+    assert list(services.obstacles("tensorboard", ())) == []
+    (missing_key,) = services.obstacles("wandb", {"PATH"})
     assert "needs WANDB_API_KEY: export it" in missing_key
-    assert list(loggers.obstacles("wandb", {"WANDB_API_KEY"})) == []
+    assert list(services.obstacles("wandb", {"WANDB_API_KEY"})) == []
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match="logger=mlflow needs the package mlflow: pip install mlflow"):
         loggers.loggers_of("mlflow", tmp_path, "run", 0)
-    assert list(loggers.obstacles("trackio", (), packages=False)) == []
+    assert list(services.obstacles("trackio", (), packages=False)) == []
 
 
 def test_wandb_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
