@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import artifacts
-from errors import LaunchError
+from errors import DataError, LaunchError
 from recipes.checkpoints import best_checkpoint, exported_parts, last_checkpoint, start_of, step_of, validation_loss
 from recipes.config import Deferred
+from recipes.console import rank
 from recipes.pipeline import RunFolder
 
 Details = dict[str, Any]
@@ -58,6 +59,7 @@ def prepare(run: RunFolder) -> Details:
         pack=data.seq_length if data.packed else data.prepare.pack,
     )
     report = prepare_tickets(data.source, run.data, options)
+    _check_lengths(run, max((int(split.get("longest", 0)) for split in report.lengths.values()), default=0))
     return {"made": report.summary()}
 
 
@@ -110,7 +112,14 @@ def finetune(run: RunFolder) -> Details:
 
 
 def evaluate(run: RunFolder) -> Details:
-    """Base and tuned model on the test split, beside the baselines."""
+    """Base and tuned model on the test split, beside the baselines; of conversations there is nothing to count."""
+    if not _labels(run):
+        if rank() == 0:
+            with artifacts.new_folder(run.evaluation) as folder:
+                artifacts.write_manifest(folder, "evaluation", {"data": str(run.data)})
+        return {
+            "made": "nothing: conversations have no labels to score; their validation loss is in the finetune stage"
+        }
     from recipes.comparison import compare
 
     return compare(run)
@@ -126,9 +135,12 @@ def export(run: RunFolder) -> Details:
     export_checkpoint(
         base, run.exported, adapter=adapter, weights=settings.weights, shard_size=settings.shard_size, like=like
     )
-    difference = largest_difference(run.exported, run.evaluation / "logits.safetensors")
+    made, logits = f"safetensors, {_size(run.exported)}", run.evaluation / "logits.safetensors"
+    if not logits.is_file():
+        return {"made": f"{made}; not compared with the model in training, which was not evaluated"}
+    difference = largest_difference(run.exported, logits)
     return {
-        "made": f"safetensors, {_size(run.exported)}; largest logit difference to training {difference:.1e}",
+        "made": f"{made}; largest logit difference to training {difference:.1e}",
         "largest_logit_difference": difference,
     }
 
@@ -142,6 +154,29 @@ BODIES: dict[str, Callable[[RunFolder], Details]] = {
     "evaluate": evaluate,
     "export": export,
 }
+
+
+def _check_lengths(run: RunFolder, longest: int) -> None:
+    """Refuse a folder that was prepared before, for shorter sequences: NeMo would cut its prompts without a word."""
+    from data_prep.nemo_dataset import packed_sequence_arguments
+
+    data, size = run.recipe.data, run.recipe.data.seq_length
+    if longest > size:
+        raise DataError(
+            f"{data.source} holds tickets of {longest} tokens: set data.seq_length={longest}, "
+            f"or prepare it with --max-length {size}."
+        )
+    packed = Path(packed_sequence_arguments(run.data, size)["packed_train_data_path"])
+    if data.packed and not packed.is_file():
+        raise DataError(
+            f"{data.source} holds no sequences packed to {size} tokens: prepare it with --pack {size}, "
+            "or set data.packed=false."
+        )
+
+
+def _labels(run: RunFolder) -> list[Any]:
+    """The labels of the prepared tickets; none where the data are conversations."""
+    return json.loads((run.data / "labels.json").read_text(encoding="utf-8"))["labels"]
 
 
 def _train(run: RunFolder, title: str, *, start: Path, dataset: Path, out: Path) -> None:

@@ -75,7 +75,8 @@ class TicketData:
     """Where the tickets come from, how they are prepared and how they are batched."""
 
     source: str = "sample"
-    """`sample`, `kaggle`, a file, or a folder that `nemo-run prepare` wrote."""
+    """`sample`, `kaggle`, a file of tickets or of conversations (`messages`), a folder of files, or one that
+    `nemo-run prepare` wrote, which is used as it is."""
     prepare: PrepareOptions = field(default_factory=PrepareOptions)
     seq_length: int = 2048
     packed: bool = False

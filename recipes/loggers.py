@@ -34,20 +34,21 @@ def loggers_of(kind: str, out: Path, title: str, step: int) -> list[Logger]:
 def _service(kind: str, out: Path, title: str) -> Logger:
     known = out / "tracking" / f"{kind}.id"  # in a folder: NeMo moves the files of an interrupted run away
     id = known.read_text() if known.is_file() else None
+    known.parent.mkdir(parents=True, exist_ok=True)
     logger: Any
     if kind == "wandb":
         id = id or secrets.token_hex(4)
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         logger = WandbLogger(title, save_dir=out / "tracking", project=project, id=id, resume="allow")
     elif kind == "mlflow":
-        address = os.environ.get("MLFLOW_TRACKING_URI") or (out / "tracking" / "mlruns").resolve().as_uri()
+        # a database in a file: MLflow 3 refuses folders
+        address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(out / 'tracking' / 'mlflow.db').resolve()}"
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         logger = MLFlowLogger(experiment, title, address, run_id=id)
         id = str(logger.run_id)
     else:
         logger = TrackioLogger(os.environ.get("TRACKIO_PROJECT", PROJECT), title)
         id = title
-    known.parent.mkdir(parents=True, exist_ok=True)
     artifacts.write_text(known, id)
     return logger
 
@@ -57,8 +58,13 @@ class TrackioLogger(Logger):
 
     def __init__(self, project: str, run: str) -> None:
         super().__init__()
-        import trackio  # pyright: ignore[reportMissingImports]
-
+        try:
+            import trackio  # pyright: ignore[reportMissingImports]
+        except ImportError as error:  # trackio 0.20 asks for a newer huggingface_hub than transformers 4.57 takes
+            raise ConfigurationError(
+                f"logger=trackio: trackio cannot be imported here ({error}): install another version of it, "
+                "or leave it at logger=tensorboard."
+            ) from None
         self._trackio, self._project, self._run = trackio, project, run
         trackio.init(project=project, name=run, resume="allow")
 

@@ -20,6 +20,11 @@ class BestAndLast(ModelCheckpoint):
         super().__init__(**arguments)
         self._outlived: list[str] | None = None
 
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Have the last step validated wherever the interval ends: it is often the best."""
+        if trainer.global_step == trainer.max_steps - 1:
+            trainer.val_check_batch = 1
+
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Save the last where the interval says so and no validation follows."""
         interval = self._every_n_train_steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import pytest
 
@@ -19,7 +20,7 @@ SETTINGS = (
 )
 EP2 = (
     f"trainer.max_steps={STEPS}",
-    "trainer.val_check_interval=10",
+    "trainer.val_check_interval=9",
     "trainer.devices=2",
     "trainer.strategy.expert_model_parallel_size=2",
 )
@@ -35,6 +36,7 @@ JOBS = (
     Job("broken-ep2", EP2, ranks=2),
     Job("early", EARLY),
     Job("early", EARLY),
+    Job("chat", ("trainer.max_steps=2",), source="chats.jsonl", after=("evaluate", "export")),
 )
 
 
@@ -47,6 +49,11 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Done]]
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
         table.writerows(rows)
+    with (folder / "chats.jsonl").open("w") as file:
+        for number, row in enumerate(rows):
+            turns = ["Hello", "How can I help you?", row["subject"] or f"My number is {number}", f"Ask {row['queue']}."]
+            said = [{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)]
+            file.write(json.dumps({"messages": said}) + "\n")
     done: dict[str, list[Done]] = {}
     for each in train(folder, "tickets.csv", list(JOBS)):
         done.setdefault(each.run.name, []).append(each)

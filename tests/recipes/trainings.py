@@ -41,12 +41,16 @@ class Job:
 
     Attributes:
         stop: after this step's callbacks were called, how the run is interrupted: as a cluster does (SIGTERM), or dead.
+        source: data that this run prepares for itself.
+        after: stages that run after fine-tuning.
     """
 
     name: str
     overrides: tuple[str, ...] = ()
     ranks: int = 1
     stop: tuple[Literal["term", "kill"], int] | None = None
+    source: str = ""
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,12 @@ def main() -> None:
 
     statuses = []
     for number, job in enumerate(plan["jobs"]):
-        run = _run(folder / job["name"], plan["source"], job["overrides"])
+        run = _run(folder / job["name"], job["source"] or plan["source"], job["overrides"])
         for part in SHARED:
             if not (run.path / part).exists():
                 shutil.copytree(shared.path / part, run.path / part)
+        if job["source"]:
+            assert _forked([partial(_stage, run, "prepare")], folder / f"{number}.out") == 0
         # a run that is started again is one that ended, if it did, before that was recorded
         (run.path / "stages" / "finetune.json").unlink(missing_ok=True)
         with socket.socket() as listener:
@@ -145,10 +151,10 @@ def _stop_after(how: str, step: int) -> None:
 def _forked(bodies: list[Callable[[], None]], out: Path) -> int:
     """Run each body in a process of its own, all at once; the first one's exit status, or minus its signal."""
     children = []
-    for number, body in enumerate(bodies):
+    for body in bodies:
         child = os.fork()
         if child == 0:
-            with out.open("w" if number == 0 else "a") as file:
+            with out.open("a") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             try:
