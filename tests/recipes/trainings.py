@@ -71,7 +71,7 @@ def train(folder: Path, source: str, jobs: list[Job]) -> list[Done]:
     listed.write_text(json.dumps({"source": source, "jobs": [asdict(job) for job in jobs]}))
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, __file__, str(listed)]
-    done = run_to_its_end(command, env=environment, timeout=560, cwd=folder)
+    done = run_to_its_end(command, env=environment, timeout=580, cwd=folder)
     assert done.status == 0, done.out[-2000:] + done.err[-4000:]
     statuses = json.loads((folder / "statuses.json").read_text())
     return [
