@@ -102,10 +102,11 @@ def main() -> None:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
-        ranks = [
-            lambda rank=rank, job=job, run=run, port=port: _rank(run, job, rank, port) for rank in range(job["ranks"])
-        ]
-        statuses.append(_forked(ranks, folder / f"{number}.out"))
+        ranks = [partial(_rank, run, job, rank, port) for rank in range(job["ranks"])]
+        status = _forked(ranks, folder / f"{number}.out")
+        for stage in job["after"]:
+            status = status or _forked([partial(_stage, run, stage)], folder / f"{number}.out")
+        statuses.append(status)
     (folder / "statuses.json").write_text(json.dumps(statuses))
 
 
