@@ -115,6 +115,34 @@ def reliability(title: str, bins: Sequence[Bin], ece: float) -> Any:
     )  # fmt: skip
 
 
+def heat(title: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray, *, signed: bool = False) -> Any:
+    """Values (rows, columns) as shades of one colour, or of two where they are signed; the largest is said below."""
+    names = 12 + 6.2 * max(len(row) for row in rows)
+    cell = max(9.0, (WIDTH - names) / max(1, len(columns)))
+    tall, width = min(cell, 20.0), names + cell * len(columns)
+    most = float(np.abs(values).max()) or 1.0
+    every = -(-len(columns) * 22 // int(width - names))  # so many columns to a heading
+    parts = []
+    for j, column in enumerate(columns):
+        if j % every == 0:
+            parts.append(_text(names + cell * (j + 0.5), 12, column, "middle"))
+    for i, row in enumerate(rows):
+        y = 18 + tall * i
+        parts.append(_text(0, y + tall / 2 + 4, row, "start"))
+        for j, value in enumerate(values[i]):
+            colour = "test" if value < 0 else "training"
+            told = f"<title>{escape(row)}, {escape(columns[j])}: {_number(value)}</title>"
+            parts.append(
+                f'<rect x="{names + cell * j:.1f}" y="{y:.1f}" width="{cell - 1:.1f}" height="{tall - 1:.1f}" '
+                f'fill="var(--{colour})" fill-opacity="{0.05 + 0.95 * abs(value) / most:.2f}">{told}</rect>'
+            )
+    said = [
+        (f"darkest {_number(most)}", "training"),
+        *([(f"less, down to −{_number(most)}", "test")] if signed else []),
+    ]
+    return _svg(title, 18 + tall * len(rows), parts, _key(said), width=width, scrolls=width > WIDTH)
+
+
 def confusion(title: str, labels: Sequence[str], counts: np.ndarray) -> Any:
     """Tickets by given label (rows) and predicted label (columns), (K, K); shades are shares of the row."""
     names, many = 140, len(labels) > MOST_CELLS
@@ -168,6 +196,8 @@ def _short(text: str, most: int) -> str:
 
 
 def _number(value: float) -> str:
+    if 0 < abs(value) < 0.01:
+        return f"{value:.1e}"
     return f"{value:.3g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 

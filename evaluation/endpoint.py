@@ -39,7 +39,12 @@ class Choice:
 
 
 class RefusedError(LaunchError):
-    """The server answers, but not what was asked for."""
+    """The server answers, but not what was asked for; `of_prompt` where it is this prompt that it does not take."""
+
+    of_prompt = False
+
+
+_OF_PROMPT = (400, 413, 422)
 
 
 class Endpoint:
@@ -139,11 +144,17 @@ class Endpoint:
         if answer.status_code in (401, 403):
             raise LaunchError(f"{self.url} refuses access: put its key into the environment variable {KEY}.")
         if not answer.ok:
-            raise RefusedError(f"{self.url}/{path} answers {answer.status_code}: {' '.join(answer.text.split())[:200]}")
+            refused = RefusedError(f"{self.url}/{path} answers {answer.status_code}: {_line(answer.text)}")
+            refused.of_prompt = answer.status_code in _OF_PROMPT
+            raise refused
         try:
             return answer.json()
         except ValueError:
             raise RefusedError(f"{self.url}/{path} answers no JSON: it is no OpenAI-compatible server.") from None
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:200]
 
 
 def decode_by(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from megatron.core import parallel_state
+from megatron.core.transformer.moe.router import TopKRouter
 
 from converters.lora import peft_settings
 from evaluation.scoring import LabelScores, LogitsFunction, decode_labels
 from modeling import inference
 from modeling.expert_lora import GptOssLoRA
 from modeling.hf_config import GptOssConfig
+
+Item = TypeVar("Item")
 
 
 def load(
@@ -56,7 +60,7 @@ def score(
     return LabelScores(joined[:, :-1], joined[:, -1].astype(np.int64))
 
 
-def share_of(prompts: Sequence[str]) -> tuple[list[str], Any]:
+def share_of(prompts: Sequence[Item]) -> tuple[list[Item], Callable[[np.ndarray], np.ndarray]]:
     """This data-parallel rank's prompts, and the function that makes all ranks' rows (N, …) of its own.
 
     Every rank gets equally many: expert parallelism exchanges tokens in each forward pass, so all must make it.
@@ -70,3 +74,26 @@ def share_of(prompts: Sequence[str]) -> tuple[list[str], Any]:
         return np.stack(parts, axis=1).reshape(len(padded), *rows.shape[1:])[: len(prompts)]
 
     return padded[own::ranks], whole
+
+
+@contextmanager
+def counted_picks(model: torch.nn.Module, layers: int, experts: int) -> Iterator[torch.Tensor]:
+    """Count how often each expert is picked in the block's forward passes; int64 (layers, experts), whole after it.
+
+    Passes must hold no padding. With tensor parallelism each rank routes its part of the sequence.
+    """
+    counts = torch.zeros(layers, experts, dtype=torch.int64)
+
+    def count(router: Any, arguments: Any, output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        counts[router.layer_number - 1] += output[1].reshape(-1, experts).sum(0).cpu()
+
+    routers = [module for module in model.modules() if isinstance(module, TopKRouter)]
+    hooks = [router.register_forward_hook(count) for router in routers]
+    try:
+        yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
+    summed = counts if inference.ON_CPU else counts.cuda()
+    torch.distributed.all_reduce(summed)
+    counts.copy_(summed)

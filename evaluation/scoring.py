@@ -82,9 +82,10 @@ def decode_labels(
 
 
 def save_scores(file: Path, scores: Mapping[str, LabelScores]) -> None:
-    """Keep the scores of several systems in an .npz file."""
+    """Keep the scores of several systems, in numpy's .npz format."""
     arrays = {f"{name}/{part}": value for name, found in scores.items() for part, value in vars(found).items()}
-    np.savez(file, **arrays)  # type: ignore[arg-type]
+    with file.open("wb") as kept:
+        np.savez(kept, **arrays)  # type: ignore[arg-type]
 
 
 def load_scores(file: Path) -> dict[str, LabelScores]:

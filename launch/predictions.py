@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from errors import ConfigurationError
 from evaluation.predictions import Predictions
 from evaluation.prepared import Prepared
 from evaluation.report import About, read_history
+from launch.bars import bar
 from modeling.layouts import Layout
 from recipes.pipeline import RECIPE_FILE, RunFolder
 
@@ -72,7 +72,7 @@ def by_transformers(folder: Path, prepared: Prepared, split: str, batch_size: in
 
     logits, tokenizer = load(folder)
     prompts = [ticket.input for ticket in prepared.split(split)]
-    with _bar("tickets") as progress:
+    with bar("tickets") as progress:
         scores = decode_labels(logits, tokenizer, prompts, list(prepared.completions.values()), batch_size, progress)
     return {folder.name: Predictions.of_model(prepared.labels, scores)}
 
@@ -89,7 +89,7 @@ def by_endpoint(url: str, folder: Path, prepared: Prepared, split: str) -> tuple
     endpoint = Endpoint(url)
     tokenizer = load_tokenizer(_tokenizer_folder(folder))
     prompts = [ticket.input for ticket in prepared.split(split)]
-    with _bar("tickets") as progress:
+    with bar("tickets") as progress:
         try:
             scores = decode_by(endpoint, tokenizer, prompts, list(prepared.completions.values()), progress)
             return {endpoint.model: Predictions.of_model(prepared.labels, scores)}, []
@@ -118,15 +118,3 @@ def about(model: Path, data: Path, endpoint: str | None, notes: list[str]) -> Ab
 
 def _tokenizer_folder(model: Path) -> Path:
     return model / "base" / "context" / "nemo_tokenizer" if (model / RECIPE_FILE).is_file() else model
-
-
-@contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with counts on stderr; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)

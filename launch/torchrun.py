@@ -36,7 +36,7 @@ def run_job(function: str, processes: int, **arguments: Any) -> Iterator[Path]:
         LaunchError: a process failed.
     """
     with tempfile.TemporaryDirectory(prefix="nemo-run-") as folder:
-        out = Path(folder) / "out.npz"
+        out = Path(folder) / "out"
         job = Path(folder) / "job.json"
         job.write_text(json.dumps({**arguments, "processes": processes, "out": str(out)}))
         command = [

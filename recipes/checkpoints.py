@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from converters.import_hf import CONFIG
-from converters.peft import METADATA, trained_on
 from errors import CheckpointError
 from recipes.pipeline import RECIPE_FILE, RunFolder
 
@@ -77,6 +76,9 @@ def parts_of(checkpoint: Path) -> Parts:
     Raises:
         CheckpointError: it is no checkpoint, or nothing says what model it is of.
     """
+    from converters.import_hf import CONFIG
+    from converters.peft import METADATA, trained_on
+
     if not (checkpoint / "weights").is_dir():
         raise CheckpointError(f"{checkpoint} holds no weights/: name a run, a NeMo checkpoint or an exported folder.")
     run = run_above(checkpoint)
@@ -102,7 +104,22 @@ def kept_checkpoints(run: RunFolder) -> list[Path]:
     """All checkpoints of the fine-tuning that are whole, the oldest first."""
     found = [path for path in (run.finetune / "checkpoints").iterdir() if (path / "weights").is_dir()]
     whole = [path for path in found if not path.with_name(path.name + "-unfinished").exists()]
-    return sorted(whole, key=lambda path: path.stat().st_mtime)
+    return sorted(whole, key=lambda path: (_consumed(path) or 0, path.stat().st_mtime))
+
+
+def name_of(checkpoint: Path, global_batch_size: int) -> str:
+    """What a person calls a checkpoint of a training: its step, as far as NeMo's file name tells it."""
+    samples = _consumed(checkpoint)
+    if samples is None:
+        return checkpoint.name
+    step = f"step {round(samples / global_batch_size)}"
+    return f"{step}, last" if checkpoint.name.endswith("-last") else step
+
+
+def _consumed(checkpoint: Path) -> float | None:
+    """Tickets that training had seen, by NeMo's file name."""
+    found = re.search(r"consumed_samples=(\d+(?:\.\d+)?)", checkpoint.name)
+    return float(found[1]) if found else None
 
 
 def _of_run(run: RunFolder, tuned: Path) -> Parts:
