@@ -84,6 +84,7 @@ def export_checkpoint(
     weights: str = "auto",
     shard_size: str = "5GB",
     like: Path | None = None,
+    usage: str = "",
     progress: Progress = lambda done: None,
 ) -> Path:
     """Write a complete Hugging Face folder: safetensors with index, config, generation_config, tokenizer, model card.
@@ -95,6 +96,7 @@ def export_checkpoint(
             not touch get their original blocks and scales back, byte for byte.
         like: our import (or the Hugging Face folder) that gives config.json and the tokenizer, where `nemo` is a
             checkpoint that NeMo saved and holds neither.
+        usage: Markdown for the end of the model card.
         progress: called after every tensor.
     Raises:
         CheckpointError: a checkpoint is damaged or not gpt-oss; or the disk is too small.
@@ -112,6 +114,7 @@ def export_checkpoint(
         "files": source.identity() | (checkpoint_identity(adapter) if adapter else {}),
         "weights": weights,
         "shard_size": limit,
+        "usage": usage,
     }
     if is_done(out, inputs):
         return out
@@ -124,7 +127,7 @@ def export_checkpoint(
         details |= {"nemo": str(nemo), "adapter": str(adapter) if adapter else None}
         if weights == MXFP4:
             details |= {"kept": export.quantization.kept, "relative_errors": export.quantization.relative_errors()}
-        _write_files(source, folder, export, details)
+        _write_files(source, folder, export, details, usage)
     return out
 
 
@@ -256,14 +259,14 @@ def _exact(value: torch.Tensor, scales: np.ndarray) -> np.ndarray | None:
     return requantize(bf16.contiguous().view(torch.int16).numpy().view(np.uint16), scales)
 
 
-def _write_files(source: Source, folder: Path, export: _Export, details: dict[str, Any]) -> None:
+def _write_files(source: Source, folder: Path, export: _Export, details: dict[str, Any], usage: str) -> None:
     assert source.config_file is not None
     _write_config(source.config_file, folder / "config.json", export)
     beside = source.config_file.parent
     copy_files((GENERATION, *LICENSES), beside, folder)
     copy_files(TOKENIZER_FILES, source.tokenizer, folder)
     storage = MXFP4 if export.mxfp4 else str(export.plain_dtype(TABLE[0])).removeprefix("torch.")
-    (folder / "README.md").write_text(model_card(source.nemo, source.like, storage, details))
+    (folder / "README.md").write_text(model_card(source.nemo, source.like, storage, details, usage))
 
 
 def _write_config(original: Path, target: Path, export: _Export) -> None:

@@ -35,7 +35,7 @@ class Adapter:
                 other sizes than `config`.
         """
         reader = WeightsReader(checkpoint / "weights")
-        settings = _peft_settings(checkpoint / "context" / "model.yaml")
+        settings = peft_settings(checkpoint)
         layers = settings.get("expert_layers")
         adapter = cls(reader, float(settings["alpha"]), tuple(sorted(layers)) if layers else None)
         known = {linear_of(entry) + end for entry in TABLE for end in (LINEAR_IN, LINEAR_OUT)}
@@ -105,8 +105,13 @@ def linear_of(entry: Entry) -> str:
     return entry.nemo.rpartition(".")[0]
 
 
-def _peft_settings(file: Path) -> dict[str, Any]:
-    """Arguments of the LoRA transform that NeMo's model.yaml records."""
+def peft_settings(checkpoint: Path) -> dict[str, Any]:
+    """Arguments of the LoRA transform that an adapter was trained with, which NeMo's model.yaml records.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or records no LoRA.
+    """
+    file = checkpoint / "context" / "model.yaml"
     try:
         found = _find_lora(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError):

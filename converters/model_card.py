@@ -13,7 +13,7 @@ import artifacts
 _PACKAGES = ("torch", "safetensors", "transformers", "nemo_toolkit", "megatron-core")
 
 
-def model_card(nemo: Path, like: Path, storage: str, details: dict[str, Any]) -> str:
+def model_card(nemo: Path, like: Path, storage: str, details: dict[str, Any], usage: str = "") -> str:
     """Markdown with the fields that the Hub reads.
 
     Args:
@@ -21,6 +21,7 @@ def model_card(nemo: Path, like: Path, storage: str, details: dict[str, Any]) ->
         like: our import of the base, whose manifest names the base's files.
         storage: how the weights are stored, such as "mxfp4".
         details: what the export found.
+        usage: Markdown on how to use the model, for the end of the card.
     """
     origin = artifacts.read_manifest(like)
     base = str(origin.details.get("source", "")) if origin else ""
@@ -39,7 +40,7 @@ def model_card(nemo: Path, like: Path, storage: str, details: dict[str, Any]) ->
     if origin:
         hashes = origin.details.get("sha256", {})
         lines += [f"| base {file} | sha256 {digest} |" for file, digest in hashes.items()]
-    return "\n".join([*lines, *_quantization(details)]) + "\n"
+    return "\n".join([*lines, *_quantization(details)]) + "\n" + usage
 
 
 def _versions() -> str:

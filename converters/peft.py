@@ -62,8 +62,8 @@ def export_adapter(adapter: Path, out: Path, *, base: Path | None = None) -> Pat
     Raises:
         CheckpointError: it is no adapter checkpoint, or there is no config.json of its base.
     """
-    trained_on = _trained_on(adapter)
-    like = base or trained_on
+    origin_model = trained_on(adapter)
+    like = base or origin_model
     config = _config(like)
     opened = Adapter.open(adapter, config)
     inputs = {"kind": "peft", "files": checkpoint_identity(adapter)}
@@ -74,15 +74,19 @@ def export_adapter(adapter: Path, out: Path, *, base: Path | None = None) -> Pat
     with resumable_folder(out, "peft-adapter", inputs, sum(group.bytes for group in groups)) as (folder, details):
         write_file(folder / WEIGHTS, groups)
         # a model that was trained before it got the adapter is nowhere on the Hub
-        origin = artifacts.read_manifest(like) if like.resolve() == trained_on.resolve() else None
+        origin = artifacts.read_manifest(like) if like.resolve() == origin_model.resolve() else None
         name = origin.details.get("source") if origin else None
         (folder / SETTINGS).write_text(json.dumps(export.settings(name), indent=2) + "\n")
         details |= {"adapter": str(adapter), "base": name}
     return out
 
 
-def _trained_on(adapter: Path) -> Path:
-    """The checkpoint that an adapter was trained on, as NeMo noted it."""
+def trained_on(adapter: Path) -> Path:
+    """The checkpoint that an adapter was trained on, as NeMo noted it.
+
+    Raises:
+        CheckpointError: its note is missing.
+    """
     file = adapter / "weights" / METADATA
     try:
         return Path(json.loads(file.read_text())["model_ckpt_path"])

@@ -51,18 +51,10 @@ def find_columns(names: Sequence[str], source: str, options: PrepareOptions) -> 
     Raises:
         DataError: a named column, the label, or both subject and body are missing.
     """
-    by_name: dict[str, str] = {}
-    for name in names:
-        by_name.setdefault(_spelling(name), name)
+    by_name = _by_spelling(names)
 
     def find(chosen: str | None, usual: Sequence[str], what: str) -> str | None:
-        if chosen is None:
-            return next((by_name[_spelling(name)] for name in usual if _spelling(name) in by_name), None)
-        if _spelling(chosen) not in by_name:
-            raise DataError(
-                f"{source} has no column {chosen!r} for the {what}: it has {_listed(names)}; name one with --{what}."
-            )
-        return by_name[_spelling(chosen)]
+        return _find(by_name, source, names, chosen, usual, what)
 
     subject, body = find(options.subject, SUBJECTS, "subject"), find(options.body, BODIES, "body")
     language, identity = find(options.language, LANGUAGES, "language"), find(options.id, IDS, "id")
@@ -73,11 +65,49 @@ def find_columns(names: Sequence[str], source: str, options: PrepareOptions) -> 
     if label is None:
         raise DataError(f"{source} has no column {options.label!r} for the label: it has {_listed(names)}; "
                         "name the one to route by with --label.")  # fmt: skip
-    if subject is None and body is None:
-        raise DataError(f"{source} has no column for the text: it has {_listed(names)}; name it with --body.")
+    _ensure_text(subject, body, source, names)
     if label in (subject, body):
         raise DataError(f"{source}: the column {label!r} cannot be both the label and the text; name others.")
     return Columns(label, subject, body, language, identity)
+
+
+def find_text(
+    names: Sequence[str], source: str, subject: str | None = None, body: str | None = None
+) -> tuple[str | None, str | None]:
+    """The columns of subject and body of a table without labels.
+
+    Raises:
+        DataError: a named column, or both, are missing.
+    """
+    by_name = _by_spelling(names)
+    found = _find(by_name, source, names, subject, SUBJECTS, "subject")
+    text = _find(by_name, source, names, body, BODIES, "body")
+    _ensure_text(found, text, source, names)
+    return found, text
+
+
+def _find(
+    by_name: dict[str, str], source: str, names: Sequence[str], chosen: str | None, usual: Sequence[str], what: str
+) -> str | None:
+    if chosen is None:
+        return next((by_name[_spelling(name)] for name in usual if _spelling(name) in by_name), None)
+    if _spelling(chosen) not in by_name:
+        raise DataError(
+            f"{source} has no column {chosen!r} for the {what}: it has {_listed(names)}; name one with --{what}."
+        )
+    return by_name[_spelling(chosen)]
+
+
+def _ensure_text(subject: str | None, body: str | None, source: str, names: Sequence[str]) -> None:
+    if subject is None and body is None:
+        raise DataError(f"{source} has no column for the text: it has {_listed(names)}; name it with --body.")
+
+
+def _by_spelling(names: Sequence[str]) -> dict[str, str]:
+    by_name: dict[str, str] = {}
+    for name in names:
+        by_name.setdefault(_spelling(name), name)
+    return by_name
 
 
 def _spelling(name: str) -> str:

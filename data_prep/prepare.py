@@ -25,7 +25,7 @@ from errors import ConfigurationError, DataError
 
 DEFAULTS = PrepareOptions()
 KIND = "prepared-tickets"
-FORMAT = 3  # of the output; raise it when code changes what the same input gives
+FORMAT = 4  # of the output; raise it when code changes what the same input gives
 MOST_LABELS = 1000
 WRITTEN = (*(f"{split}.jsonl" for split in splitting.SPLITS), splitting.SPLITS_FILE, "labels.json", "report.json")
 
@@ -126,7 +126,9 @@ def _write(intake: Intake, folder: Path, options: PrepareOptions, progress: Prog
     write_rows(intake, selection, renderer, folder, options, report, progress)
     splitting.write_splits(folder / splitting.SPLITS_FILE, selection.grouped, selection.places)
     labels = [{"label": label, "completion": completion} for label, completion in renderer.completions.items()]
-    _write_json(folder / "labels.json", {"column": column, "format": options.format, "labels": labels})
+    prompt = None if chat else {**asdict(renderer.prompt), "end": renderer.end}
+    facts = {"column": column, "format": options.format, "skip": options.skip, "prompt": prompt, "labels": labels}
+    _write_json(folder / "labels.json", facts)
     if options.pack is not None:
         report.packing = write_all_packed(folder, renderer.tokenizer, options.pack, progress)
     _write_json(folder / "report.json", report.stored())

@@ -26,7 +26,12 @@ class Rendered:
 
 
 class Renderer:
-    """Renders tickets as the options say."""
+    """Renders tickets as the options say.
+
+    Attributes:
+        prompt: what stands around a ticket.
+        completions: each label's answer, up to and with `end`.
+    """
 
     def __init__(self, options: PrepareOptions, column: str | None, labels: Sequence[str]) -> None:
         self.tokenizer: Any = harmony.load_tokenizer(options.tokenizer) if options.tokenizer else None
@@ -38,14 +43,14 @@ class Renderer:
         names = [self._escaped(label) for label in labels]
         instruction = fill_instruction(options.instruction.strip(), self._escaped(column or "label"), names)
         if self._render is not None:
-            self._prompt = harmony.routing_prompt(self._render, instruction)
-            end = harmony.RETURN
+            self.prompt = harmony.routing_prompt(self._render, instruction)
+            self.end = harmony.RETURN
         else:
             # no blank at the borders: NeMo's GPTSFTDataset._process_example strips blanks from input and output
             question = self._escaped(column or "label").capitalize()
-            self._prompt = harmony.Prompt(f"{instruction}\n\n", f"\n\n{question}:\n")
-            end = self.tokenizer.eos_token if self.tokenizer is not None else harmony.RETURN
-        self.completions = {label: name + end for label, name in zip(labels, names, strict=True)}
+            self.prompt = harmony.Prompt(f"{instruction}\n\n", f"\n\n{question}:\n")
+            self.end = self.tokenizer.eos_token if self.tokenizer is not None else harmony.RETURN
+        self.completions = {label: name + self.end for label, name in zip(labels, names, strict=True)}
 
     def render(self, ticket: Ticket, label: str) -> Rendered | None:
         """A ticket as prompt and answer; None where it is too long and the options say to drop it.
@@ -56,7 +61,7 @@ class Renderer:
         if ticket.messages:
             return self._chat(ticket)
         text, output = self._escaped(ticket.text), self.completions[label]
-        whole = self._prompt.fill(text)
+        whole = self.prompt.fill(text)
         if self.tokenizer is None:
             return Rendered(whole, output, None)
         answer = self.count(output)
@@ -83,11 +88,11 @@ class Renderer:
         """Leave out the middle or the end of the ticket, so much that the rest fits."""
         limit = self._limit or 0
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        keep = min(len(offsets), limit - answer - self.count(self._prompt.fill(GAP)))
+        keep = min(len(offsets), limit - answer - self.count(self.prompt.fill(GAP)))
         while keep > 0:
             head, tail = (keep, 0) if self._options.too_long == "head" else ((keep + 1) // 2, keep // 2)
             ending = text[offsets[-tail][0] :] if tail else ""
-            short = self._prompt.fill(text[: offsets[head - 1][1]].rstrip() + GAP + ending.lstrip())
+            short = self.prompt.fill(text[: offsets[head - 1][1]].rstrip() + GAP + ending.lstrip())
             tokens = self.count(short) + answer
             if tokens <= limit:
                 return Rendered(short, output, tokens, cut=True)

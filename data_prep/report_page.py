@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from data_prep.cleaning import DESCRIPTIONS
 from data_prep.report import PrepareReport
 from data_prep.splitting import SPLITS
+from pages import write_page
 
 SHOWN_DAMAGES = 50
 TEMPLATE = Path(__file__).parent / "report.html.jinja"
 
 
 def write_html(report: PrepareReport, file: Path) -> None:
-    """Render the report; ticket texts are escaped, nothing is loaded from elsewhere."""
-    page = _template().render(
+    """Render the report."""
+    write_page(
+        TEMPLATE,
+        file,
         report=report,
         splits=SPLITS,
         cells=_cells(report),
@@ -26,15 +27,6 @@ def write_html(report: PrepareReport, file: Path) -> None:
         shown=SHOWN_DAMAGES,
         most=max(report.labels.values(), default=1) or 1,
     )
-    file.write_text(page + "\n", encoding="utf-8")
-
-
-@cache
-def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _cells(report: PrepareReport) -> dict[str, dict[str, int]]:

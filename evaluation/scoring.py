@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,11 +81,18 @@ def decode_labels(
     return LabelScores(scores, greedy)
 
 
-def score_labels(
-    logits: LogitsFunction, tokenizer: Any, prompts: list[str], completions: list[str], batch_size: int
-) -> np.ndarray:
-    """Log-probabilities of `decode_labels`, (N, labels)."""
-    return decode_labels(logits, tokenizer, prompts, completions, batch_size).log_probabilities
+def save_scores(file: Path, scores: Mapping[str, LabelScores]) -> None:
+    """Keep the scores of several systems, in numpy's .npz format."""
+    arrays = {f"{name}/{part}": value for name, found in scores.items() for part, value in vars(found).items()}
+    with file.open("wb") as kept:
+        np.savez(kept, **arrays)  # type: ignore[arg-type]
+
+
+def load_scores(file: Path) -> dict[str, LabelScores]:
+    """The scores that `save_scores` kept, in the same order."""
+    with np.load(file) as kept:
+        names = [name.removesuffix("/greedy") for name in kept.files if name.endswith("/greedy")]
+        return {name: LabelScores(kept[f"{name}/log_probabilities"], kept[f"{name}/greedy"]) for name in names}
 
 
 def _batches(lengths: list[int], batch_size: int) -> Iterator[np.ndarray]:

@@ -18,10 +18,8 @@ def load(folder: Path) -> tuple[LogitsFunction, Any]:
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are not those of the model in config.json.
     """
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).is_file():  # else transformers would look the name up on the Hub
-            raise CheckpointError(f"{folder} holds no {name}: name a folder that nemo-run convert export wrote.")
-    tokenizer = _tokenizer(folder)
+    _ensure(folder, "config.json")
+    tokenizer = load_tokenizer(folder)
     model = _model(folder)
 
     @torch.no_grad()
@@ -34,13 +32,24 @@ def load(folder: Path) -> tuple[LogitsFunction, Any]:
     return logits, tokenizer
 
 
-def _tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of an exported folder.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
     from transformers import AutoTokenizer
 
+    _ensure(folder, "tokenizer.json")
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # tokenizers 0.22 raises a bare Exception for a damaged tokenizer.json
         raise CheckpointError(f"{folder}/tokenizer.json cannot be read ({_short(error)}): export it again.") from error
+
+
+def _ensure(folder: Path, name: str) -> None:
+    if not (folder / name).is_file():  # else transformers would look the name up on the Hub
+        raise CheckpointError(f"{folder} holds no {name}: name a folder that nemo-run convert export wrote.")
 
 
 def _model(folder: Path) -> Any:

@@ -9,7 +9,7 @@ import warnings
 import typer
 
 from errors import NemoRunError
-from launch import convert, evaluate, launch, monitor, plan, prepare
+from launch import convert, evaluate, inspection, launch, monitor, plan, prepare, route
 
 app = typer.Typer(
     name="nemo-run",
@@ -27,6 +27,8 @@ app.command("logs")(monitor.logs)
 app.command("cancel")(monitor.cancel)
 app.command("plan")(plan.plan)
 app.command("evaluate")(evaluate.evaluate)
+app.command("inspect")(inspection.inspect)
+app.command("route")(route.route)
 
 
 def main() -> None:

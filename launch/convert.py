@@ -12,6 +12,7 @@ import typer
 
 from converters.progress import Done
 from errors import ConfigurationError
+from launch.bars import bar
 
 app = typer.Typer(help="Move gpt-oss checkpoints between Hugging Face and NeMo, without a GPU.", no_args_is_help=True)
 
@@ -53,15 +54,25 @@ def export(
     from converters.export_hf import export_checkpoint
 
     started = time.perf_counter()
+    usage = ""
     if _is_run(source):
         from recipes.checkpoints import exported_parts
+        from recipes.serving import usage_of
 
+        usage = usage_of(source / "data")
         source, adapter, like = exported_parts(source)
     # before the work, so that a missing permission is told at once
     address = hub.create(push_to, public=public) if push_to else None
     with _bytes_bar("export") as progress:
         export_checkpoint(
-            source, out, adapter=adapter, weights=weights, shard_size=shard_size, like=like, progress=progress
+            source,
+            out,
+            adapter=adapter,
+            weights=weights,
+            shard_size=shard_size,
+            like=like,
+            usage=usage,
+            progress=progress,
         )
     _wrote(out, started)
     manifest = read_manifest(out)
@@ -118,7 +129,7 @@ def verify(
     from converters.verify import verify as compare
 
     started = time.perf_counter()
-    with _bar("verify") as progress:
+    with bar("verify") as progress:
         report = compare(a, b, progress)
     seconds = time.perf_counter() - started
     print(f"{report.equal} tensors equal, {len(report.different)} different, {seconds:.1f} s")
@@ -158,16 +169,6 @@ def _bytes_bar(title: str) -> Iterator[Callable[[Done], None]]:
             progress.update(task, completed=done.bytes, total=done.all_bytes, tensors=tensors)
 
         yield update
-
-
-@contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _wrote(folder: Path, started: float) -> None:

@@ -1,4 +1,4 @@
-"""`nemo-run evaluate`: how well a run's models, or an exported folder, route the test tickets."""
+"""`nemo-run evaluate`: how well a run's models, a checkpoint, an exported folder or a server route the test tickets."""
 
 from __future__ import annotations
 
@@ -10,41 +10,70 @@ import typer
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="RUN|HF_FOLDER", help="Run folder, or an exported folder.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN|CHECKPOINT|HF_FOLDER", help="Run, NeMo checkpoint, or exported folder.")
+    ],
     data: Annotated[Path | None, typer.Argument(help="Prepared folder; by default the run's own.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and predictions.jsonl.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; by default evaluation-SPLIT in the run, or evaluation here.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="training, validation or test.")] = "test",
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="OpenAI-compatible server of HF_FOLDER; key in OPENAI_API_KEY.")
+    ] = None,
+    precision: Annotated[
+        float, typer.Option("--threshold-for-precision", help="Precision that routing without a person is to have.")
+    ] = 0.95,
+    coverage: Annotated[
+        float, typer.Option("--threshold-for-coverage", help="Share of the tickets to route without a person.")
+    ] = 0.8,
+    sentence_model: Annotated[
+        Path | None, typer.Option(help="Folder of an encoder, for the baseline of nearest sentences.")
+    ] = None,
+    tensor: Annotated[int | None, typer.Option("--tp", help="Tensor parallelism; by default the run's, or 1.")] = None,
+    expert: Annotated[int | None, typer.Option("--ep", help="Expert parallelism; by default the run's, or 1.")] = None,
+    pipeline: Annotated[int | None, typer.Option("--pp", help="Pipeline stages; by default the run's, or 1.")] = None,
     batch_size: Annotated[int, typer.Option(help="Tickets at a time.")] = 16,
 ) -> None:
-    """Micro- and macro-F1 on held-out tickets, beside the majority class and TF-IDF + logistic regression.
+    """Accuracy, F1, calibration, thresholds and label noise, with intervals, beside baselines: figures and a report.
+
+    A run is evaluated before and after, in Megatron; a NeMo checkpoint in Megatron; an exported folder in transformers,
+    or by the server at --endpoint.
 
     Example: nemo-run evaluate runs/gpt_oss_tiny_lora
     """
-    from rich.console import Console
-
     import artifacts
     from errors import ConfigurationError
-    from evaluation import baselines, report
+    from evaluation import report
+    from evaluation.findings import Goal
     from evaluation.prepared import load_prepared
-    from evaluation.scoring import score_labels
-    from evaluation.transformers_model import load
+    from launch import predictions
+    from recipes.pipeline import RECIPE_FILE
 
     started = time.perf_counter()
-    if (model / "recipe.yaml").is_file():
-        data, out, model = data or model / "data", out or model / "evaluation-export", model / "exported"
-    if data is None:
-        raise ConfigurationError("name the prepared folder as well: nemo-run evaluate HF_FOLDER DATA.")
+    for name, value in (("precision", precision), ("coverage", coverage)):
+        if not 0 < value <= 1:
+            raise ConfigurationError(f"--threshold-for-{name} is {value}: give a share above 0 and up to 1.")
+    is_run = (model / RECIPE_FILE).is_file()
+    if data is None and not is_run:
+        raise ConfigurationError(f"name the prepared folder as well: nemo-run evaluate {model} DATA.")
+    data = data or model / "data"
+    out = out or (model / f"evaluation-{split}" if is_run else Path("evaluation"))
+    artifacts.ensure_replaceable(out)  # before the work
     prepared = load_prepared(data)
-    logits, tokenizer = load(model)
-    prompts = [ticket.input for ticket in prepared.test]
-    scores = score_labels(logits, tokenizer, prompts, list(prepared.completions.values()), batch_size)
-    predictions = {
-        "majority class": baselines.majority(prepared),
-        "TF-IDF + logistic regression": baselines.tfidf(prepared),
-        str(model): [prepared.labels[i] for i in scores.argmax(axis=1)],
-    }
-    out = out or Path("evaluation")
+    if endpoint:
+        models, notes = predictions.by_endpoint(endpoint, model, prepared, split)
+    elif (model / "config.json").is_file():
+        models, notes = predictions.by_transformers(model, prepared, split, batch_size), []
+    else:
+        sizes = {"tensor": tensor, "expert": expert, "pipeline": pipeline}
+        models, notes = predictions.by_megatron(model, data, prepared, split, batch_size, sizes), []
+    about = predictions.about(model, data, endpoint, notes)
     with artifacts.new_folder(out) as folder:
-        metrics = report.write_evaluation(folder, prepared.test, predictions, {str(model): scores})
-        artifacts.write_manifest(folder, "evaluation", {"model": str(model), "data": str(data)})
-    Console().print(report.summary_table(metrics))
-    print(f"wrote {out} in {time.perf_counter() - started:.1f} s")
+        goal = Goal(precision, coverage)
+        findings = report.write_evaluation(
+            folder, prepared, split, prepared.split(split), models, about, goal, sentence_model
+        )
+        artifacts.write_manifest(folder, "evaluation", about.inputs)
+    print(report.console_table(findings))
+    print(f"wrote {out} in {time.perf_counter() - started:.1f} s; read {out / 'report.html'}")

@@ -12,7 +12,7 @@ import nemo_run as run
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("recipes", "converters", "data_prep", "modeling", "evaluation", "launch")
-MODULES = ("errors.py", "artifacts.py")
+MODULES = ("errors.py", "artifacts.py", "pages.py")
 
 
 @dataclass(kw_only=True)

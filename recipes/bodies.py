@@ -129,11 +129,18 @@ def export(run: RunFolder) -> Details:
     """Adapter merged, full weights as safetensors; its logits against those of the model in training."""
     from converters.export_hf import export_checkpoint
     from evaluation.parity import largest_difference
+    from recipes.serving import usage_of
 
     base, adapter, like = exported_parts(run.path)
     settings = run.recipe.export
     export_checkpoint(
-        base, run.exported, adapter=adapter, weights=settings.weights, shard_size=settings.shard_size, like=like
+        base,
+        run.exported,
+        adapter=adapter,
+        weights=settings.weights,
+        shard_size=settings.shard_size,
+        like=like,
+        usage=usage_of(run.data),
     )
     made, logits = f"safetensors, {_size(run.exported)}", run.evaluation / "logits.safetensors"
     if not logits.is_file():

@@ -4,10 +4,32 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from errors import CheckpointError
-from recipes.pipeline import RunFolder
+from recipes.pipeline import RECIPE_FILE, RunFolder
+
+
+class Parts(NamedTuple):
+    """A model as NeMo keeps it: its weights, an adapter on them or None, and the import that has its config.json."""
+
+    weights: Path
+    adapter: Path | None
+    like: Path
+
+    def paths(self) -> list[str | None]:
+        """The parts as JSON carries them."""
+        return [str(part.resolve()) if part else None for part in self]
+
+    @classmethod
+    def of_paths(cls, paths: Sequence[str | None]) -> Parts:
+        """The inverse of `paths`."""
+        weights, adapter, like = (Path(path) if path else None for path in paths)
+        assert weights is not None
+        assert like is not None
+        return cls(weights, adapter, like)
 
 
 def last_checkpoint(folder: Path) -> Path:
@@ -72,12 +94,72 @@ def tuned_of(run: RunFolder) -> Path:
     return best_checkpoint(run.finetune)
 
 
-def exported_parts(path: Path) -> tuple[Path, Path | None, Path]:
-    """Of a run folder: the model to export, the adapter to merge into it, and the import that has its config.
+def base_of(run: RunFolder) -> Parts:
+    """The imported base."""
+    return Parts(run.base, None, run.base)
+
+
+def exported_parts(path: Path) -> Parts:
+    """The tuned model of a run folder.
 
     Raises:
         ConfigurationError: it is no run folder. CheckpointError: its training has not finished.
     """
     run = RunFolder.open(path)
-    tuned = tuned_of(run)
-    return (start_of(run), tuned, run.base) if run.recipe.peft else (tuned, None, run.base)
+    return _of_run(run, tuned_of(run))
+
+
+def parts_of(checkpoint: Path) -> Parts:
+    """Of a NeMo checkpoint, alone or in a run folder: a whole model, or an adapter with what it was trained on.
+
+    Raises:
+        CheckpointError: it is no checkpoint, or nothing says what model it is of.
+    """
+    from converters.import_hf import CONFIG
+    from converters.peft import METADATA, trained_on
+
+    if not (checkpoint / "weights").is_dir():
+        raise CheckpointError(f"{checkpoint} holds no weights/: name a run, a NeMo checkpoint or an exported folder.")
+    run = run_above(checkpoint)
+    if run is not None and checkpoint.parent.parent.resolve() == run.finetune.resolve():
+        return _of_run(run, checkpoint)
+    is_adapter = (checkpoint / "weights" / METADATA).is_file()
+    weights = trained_on(checkpoint) if is_adapter else checkpoint
+    like = run.base if run is not None else weights
+    if not (like / "context" / CONFIG).is_file():
+        raise CheckpointError(
+            f"{like} holds no context/{CONFIG}: name a checkpoint of a run, or one that was imported."
+        )
+    return Parts(weights, checkpoint if is_adapter else None, like)
+
+
+def run_above(path: Path) -> RunFolder | None:
+    """The run folder that a path lies in."""
+    folders = [parent for parent in path.resolve().parents if (parent / RECIPE_FILE).is_file()]
+    return RunFolder.open(folders[0]) if folders else None
+
+
+def kept_checkpoints(run: RunFolder) -> list[Path]:
+    """All checkpoints of the fine-tuning that are whole, the oldest first."""
+    found = [path for path in (run.finetune / "checkpoints").iterdir() if (path / "weights").is_dir()]
+    whole = [path for path in found if not path.with_name(path.name + "-unfinished").exists()]
+    return sorted(whole, key=lambda path: (_consumed(path) or 0, path.stat().st_mtime))
+
+
+def name_of(checkpoint: Path, global_batch_size: int) -> str:
+    """What a person calls a checkpoint of a training: its step, as far as NeMo's file name tells it."""
+    samples = _consumed(checkpoint)
+    if samples is None:
+        return checkpoint.name
+    step = f"step {round(samples / global_batch_size)}"
+    return f"{step}, last" if checkpoint.name.endswith("-last") else step
+
+
+def _consumed(checkpoint: Path) -> float | None:
+    """Tickets that training had seen, by NeMo's file name."""
+    found = re.search(r"consumed_samples=(\d+(?:\.\d+)?)", checkpoint.name)
+    return float(found[1]) if found else None
+
+
+def _of_run(run: RunFolder, tuned: Path) -> Parts:
+    return Parts(start_of(run), tuned, run.base) if run.recipe.peft else Parts(tuned, None, run.base)

@@ -23,6 +23,8 @@ WORDS = {
     "Sales Support": "discount offer contract",
     "Human Resources": "payslip vacation salary",
 }
+BEFORE = "<|start|>user<|message|>"
+AFTER = "<|end|><|start|>assistant<|channel|>final<|message|>"
 END = "<|return|>"
 
 
@@ -34,8 +36,7 @@ def ticket_rows(count: int, seed: int) -> list[dict[str, str]]:
         label = LABELS[number % len(LABELS)]
         words = " ".join(draw.choices(WORDS[label].split(), k=draw.randint(2, 9)))
         text = f"Hello, {words} please"
-        prompt = f"<|start|>user<|message|>{text}<|end|><|start|>assistant<|channel|>final<|message|>"
-        row = {"input": prompt, "output": label + END, "id": f"{seed}-{number}", "label": label}
+        row = {"input": BEFORE + text + AFTER, "output": label + END, "id": f"{seed}-{number}", "label": label}
         rows.append(row | {"language": ("en", "de")[number // 6 % 2], "ticket": text})
     return rows
 
@@ -47,7 +48,9 @@ def write_prepared(folder: Path, training: int = 60, validation: int = 6, test: 
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in ticket_rows(count, seed)]
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     labels = [{"label": label, "completion": label + END} for label in LABELS]
-    (folder / "labels.json").write_text(json.dumps({"column": "queue", "format": "harmony", "labels": labels}))
+    prompt = {"before": BEFORE, "after": AFTER, "end": END}
+    facts = {"column": "queue", "format": "harmony", "skip": [], "prompt": prompt, "labels": labels}
+    (folder / "labels.json").write_text(json.dumps(facts))
     return folder
 
 

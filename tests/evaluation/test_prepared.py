@@ -32,7 +32,11 @@ def test_a_line_separator_inside_a_ticket_does_not_end_the_row(tmp_path: Path) -
     [
         ("labels.json", None, "holds no labels.json"),
         ("labels.json", "{", "labels.json is damaged"),
-        ("labels.json", '{"labels": [{"label": "IT", "completion": "IT"}]}', "labels that labels.json lacks"),
+        (
+            "labels.json",
+            '{"labels": [{"label": "IT", "completion": "IT"}], "prompt": null, "skip": []}',
+            "labels that labels.json lacks",
+        ),
         ("training.jsonl", None, "training.jsonl is missing"),
         ("test.jsonl", "", "test.jsonl is empty"),
         ("test.jsonl", '{"input": "x"}\n', "test.jsonl, line 1, is damaged"),

@@ -1,0 +1,73 @@
+"""`nemo-run inspect`: what fine-tuning did to a run's model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def inspect(
+    run: Annotated[Path, typer.Argument(help="Run folder whose fine-tuning has finished.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; by default inspection in the run.")] = None,
+) -> None:
+    """What changed: weights by module, layer and expert, the routers' picks, losses, and answers side by side.
+
+    Answers and picks are computed in Megatron at the run's layout, for what fine-tuning started from and for each kept
+    checkpoint. Writes inspect.html and inspect.json.
+
+    Example: nemo-run inspect runs/gpt_oss_tiny_lora
+    """
+    import json
+    from dataclasses import asdict
+
+    import artifacts
+    from evaluation.inspect_page import write_html
+    from evaluation.prepared import load_prepared
+    from evaluation.report import read_history
+    from evaluation.weight_changes import changes
+    from launch.bars import bar
+    from launch.torchrun import processes_of, run_job
+    from modeling.hf_config import GptOssConfig
+    from modeling.layouts import Layout
+    from recipes.checkpoints import Parts, exported_parts, kept_checkpoints, name_of, parts_of, start_of
+    from recipes.pipeline import RunFolder
+
+    started = time.perf_counter()
+    opened = RunFolder.open(run)
+    recipe, tuned = opened.recipe, exported_parts(run)
+    out = out or run / "inspection"
+    artifacts.ensure_replaceable(out)  # before the work
+    start = Parts(start_of(opened), None, opened.base)
+    config = GptOssConfig.from_file(opened.base / "context" / "hf_config.json")
+    is_adapter = tuned.adapter is not None
+    with bar("matrices") as progress:
+        found = changes(
+            start.weights, tuned.adapter or tuned.weights, config, is_adapter=is_adapter, progress=progress
+        )  # fmt: skip
+    kept = {name_of(path, recipe.data.global_batch_size): parts_of(path) for path in kept_checkpoints(opened)}
+    systems = {"before": start, **kept}
+    layout = Layout(recipe.layout.tensor, recipe.layout.expert, recipe.layout.pipeline)
+    with run_job(
+        "recipes.inspection.look",
+        processes_of(layout),
+        systems={name: parts.paths() for name, parts in systems.items()},
+        data=str(opened.data.resolve()),
+        layout=[layout.tensor, layout.expert, layout.pipeline],
+        seq_length=recipe.data.seq_length,
+        precision=recipe.model.precision,
+    ) as file:
+        answered = json.loads(file.read_text(encoding="utf-8"))
+    history = read_history(opened.finetune)
+    steps_an_epoch = len(load_prepared(opened.data).training) / recipe.data.global_batch_size
+    weights = [
+        {**asdict(each), "relative": each.relative, "effective_rank": each.effective_rank} for each in found
+    ]  # fmt: skip
+    facts = {"run": str(run), "weights": weights, "history": history, "steps_an_epoch": steps_an_epoch, **answered}
+    with artifacts.new_folder(out) as folder:
+        (folder / "inspect.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_html(folder / "inspect.html", recipe.name, found, answered, history, steps_an_epoch)
+        artifacts.write_manifest(folder, "inspection", {"run": str(run), "checkpoints": list(systems)})
+    print(f"wrote {out} in {time.perf_counter() - started:.1f} s; read {out / 'inspect.html'}")
