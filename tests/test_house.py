@@ -122,3 +122,10 @@ def test_every_test_is_in_a_file_that_pytest_collects() -> None:
     files = (ROOT / "tests").rglob("*.py")
     named = {file for file in files if re.search(r"^def test_", file.read_text(), re.MULTILINE)}
     assert named == set((ROOT / "tests").rglob("test_*.py"))
+
+
+def test_the_table_of_the_readme_is_that_of_the_cards() -> None:
+    from verification import table
+
+    text = (ROOT / "README.md").read_text()
+    assert table.placed(text) == text, "run `python verification/table.py --write`"

@@ -1,6 +1,6 @@
 """The README's table of what was verified, from the cards beside this file: `python verification/table.py`.
 
-A card (`MODEL.yaml`) says for each item what was expected, what was found, by which command, on what and when; an item
+A card (`MODEL.yaml`) says for each item what was expected, what was found, by which command, on which hardware and when; an item
 that nobody has run has the status `unverified`. `python verification/table.py --write` puts the table into README.md.
 """
 
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
 START, END = "<!-- verification/table.py -->\n", "<!-- end -->\n"
 FIELDS = {
-    "verified": {"item", "status", "expected", "found", "command", "on", "date"},
+    "verified": {"item", "status", "expected", "found", "command", "hardware", "date"},
     "unverified": {"item", "status"},
 }
 
@@ -28,7 +28,7 @@ def cards() -> dict[str, list[dict[str, Any]]]:
         ValueError: an item lacks a field, or has one that its status does not know.
     """
     found = {}
-    for file in sorted(FOLDER.glob("*.yaml")):
+    for file in sorted(FOLDER.glob("*.yaml"), reverse=True):  # the smallest model first
         card = yaml.safe_load(file.read_text())
         for item in card["items"]:
             fields = set(item) - {"why"}
@@ -47,7 +47,7 @@ def table() -> str:
         cells = []
         for items in models.values():
             item = next((item for item in items if item["item"] == name), {"status": ""})
-            cells.append(item["found"] if item["status"] == "verified" else item["status"])
+            cells.append(item["found"] if item["status"] == "verified" else item["status"] or "–")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
