@@ -1,7 +1,7 @@
 """The README's table of what was verified, from the cards beside this file: `python verification/table.py`.
 
-A card (`MODEL.yaml`) says for each item what was expected, what was found, by which command, on which hardware and when; an item
-that nobody has run has the status `unverified`. `python verification/table.py --write` puts the table into README.md.
+A card (`MODEL.yaml`) says for each item what was expected and found, by which command, on which hardware and when; an
+item that nobody has run is `unverified`. `python verification/table.py --write` puts the table into README.md.
 """
 
 from __future__ import annotations
