@@ -117,9 +117,7 @@ def evaluate(run: RunFolder) -> Details:
         if rank() == 0:
             with artifacts.new_folder(run.evaluation) as folder:
                 artifacts.write_manifest(folder, "evaluation", {"data": str(run.data)})
-        return {
-            "made": "nothing: conversations have no labels to score; their validation loss is in the finetune stage"
-        }
+        return {"made": "nothing: conversations have no labels to score; see the validation loss of fine-tuning"}
     from recipes.comparison import compare
 
     return compare(run)

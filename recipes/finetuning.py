@@ -60,6 +60,7 @@ def finetuning(
     num_nodes: int = 1,
     checkpoint_every: int = 50,
     validation_batches: int = 8,
+    log_every: int = 1,
     tensor: int = 1,
     expert: int = 1,
     pipeline: int = 1,
@@ -74,6 +75,7 @@ def finetuning(
         devices: processes a node, one a GPU.
         checkpoint_every: steps between validations, each with a checkpoint; an interrupted run goes on from the last.
         validation_batches: global batches that a validation takes.
+        log_every: steps between lines on the console.
         tensor, expert, pipeline: ranks along each axis of model parallelism.
         precision: "bf16" (mixed, fp32 master weights) or "fp32".
         more: other fields of `Recipe`.
@@ -88,7 +90,7 @@ def finetuning(
         max_steps=max_steps,
         val_check_interval=checkpoint_every,
         limit_val_batches=validation_batches,
-        log_every_n_steps=10,
+        log_every_n_steps=log_every,
         strategy=lazy(
             "nemo.lightning.MegatronStrategy",
             tensor_model_parallel_size=tensor,

@@ -40,6 +40,7 @@ def recipe() -> run.Config[Recipe]:
         devices=2,
         expert=2,
         validation_batches=2,
+        log_every=10,
         precision="fp32",
         export=run.Config(Export, weights="fp32"),
     )

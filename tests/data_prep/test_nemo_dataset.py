@@ -3,8 +3,10 @@
 import json
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from data_prep.nemo_dataset import NEMO_DATASET_KWARGS, packed_sequence_arguments
 from data_prep.options import PrepareOptions
@@ -86,3 +88,42 @@ def test_packed_sequences_carry_the_same_loss(prepared, tokenizer, tokenizer_fol
                     found.append((tokenizer.decode(whole), tokenizer.decode(answer)))
         rows = rows_of(prepared, split)
         assert sorted(found) == sorted((row["input"] + row["output"], row["output"]) for row in rows)
+
+
+@pytest.fixture
+def alone():
+    from modeling import inference
+
+    inference.initialize()
+    yield
+    inference.shutdown()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["tickets", "packed"])
+def test_a_resumed_training_reads_on_where_it_stopped(prepared, tokenizer_folder, alone, packed):
+    """Ten steps of 64 rows, and those of a new process after the first six: the order is that of the whole training."""
+    from nemo.collections.llm.gpt.data.packed_sequence import PackedSequenceSpecs
+    from nemo.lightning.data import add_megatron_sampler
+
+    specs = PackedSequenceSpecs(**packed_sequence_arguments(prepared, SIZE)) if packed else None
+    steps, batch = 10, 64
+
+    def batches(done: int):
+        arguments = {"global_batch_size": batch, "num_workers": 0, "pin_memory": False, "packed_sequence_specs": specs}
+        module = data_module(prepared, tokenizer_folder, **arguments)
+        module.trainer = SimpleNamespace(max_steps=steps, global_step=done)
+        module.setup("fit")
+        loader = add_megatron_sampler(
+            module.train_dataloader(),
+            micro_batch_size=1,
+            global_batch_size=batch,
+            consumed_samples=done * batch,
+            dataloader_type="batch",
+        )
+        return [step["tokens"] for step in loader]
+
+    whole, rest = batches(0), batches(6)
+    assert len(whole) == steps
+    assert len(rest) == steps - 6
+    assert all(torch.equal(a, b) for a, b in zip(whole[6:], rest, strict=True))
+    assert len({tuple(row.tolist()) for step in whole[:2] for row in step}) > batch, "other rows in each step"
