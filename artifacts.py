@@ -41,10 +41,10 @@ def fingerprint(inputs: Mapping[str, Any]) -> str:
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest
-        while block := file.read(1 << 20):
-            digest.update(block)
+    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 18))  # Python 3.10 has no hashlib.file_digest
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(block[:size])
     return digest.hexdigest()
 
 

@@ -143,10 +143,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the folder goes then, too
     folder = Path(tempfile.mkdtemp(prefix="convert-", dir=options.folder))
     try:
-        layers = "all layers" if options.layers is None else f"{options.layers} layers"
+        if options.stock:
+            options.layers = options.layers or 1
+        layers = "all layers" if options.layers is None else f"{options.layers} layer{'s' * (options.layers > 1)}"
         print(f"{options.model}, {layers}, {os.cpu_count()} cores, Python {platform.python_version()}, {folder}")
         if options.stock:
-            against_stock(options.layers or 1, folder)
+            against_stock(options.layers, folder)
         else:
             convert_all(options.model, options.layers, folder)
     finally:

@@ -15,6 +15,7 @@ from converters import openai_layout
 from converters.mapping import Entry, Place, layers_of
 from converters.mxfp4 import BLOCK, dequantize
 from converters.safetensors_files import SafetensorsReader
+from converters.stored_tensor import StoredTensor
 from converters.transpose import transpose
 from errors import CheckpointError, ConfigurationError
 from modeling.hf_config import GptOssConfig
@@ -95,10 +96,12 @@ class HfReader:
 
     def blocks(self, entry: Entry, place: Place) -> np.ndarray:
         """uint8 (out, in/32, 16), MXFP4 blocks of one expert, rows in Hugging Face's order."""
+        assert place.expert is not None
         return self._slice(entry.hf[0].format(layer=place.layer) + BLOCKS)[place.expert].numpy()
 
     def scales(self, entry: Entry, place: Place) -> np.ndarray:
         """uint8 (out, in/32), MXFP4 scales of one expert, rows in Hugging Face's order."""
+        assert place.expert is not None
         return self._slice(entry.hf[0].format(layer=place.layer) + SCALES)[place.expert].numpy()
 
     def _openai_config(self, file: Path) -> GptOssConfig | None:
@@ -116,7 +119,7 @@ class HfReader:
     def _at(self, name: str) -> tuple[str, tuple[int, int] | None]:
         return openai_layout.stored_at(name, self.config) if self.openai else (name, None)
 
-    def _slice(self, name: str) -> Any:
+    def _slice(self, name: str) -> StoredTensor:
         return self.files.slice(self._at(name)[0])
 
     def _decoded(self, entry: Entry, place: Place) -> torch.Tensor:
@@ -137,7 +140,7 @@ class HfReader:
             value = tensor[place.expert]
             # Hugging Face multiplies activations from the left, OpenAI stores rows of the output
             return transpose(value) if entry.is_expert_matrix and not self.openai else value
-        first, last = place.rows or rows or (0, tensor.get_shape()[0])
+        first, last = place.rows or rows or (0, tensor.shape[0])
         return tensor[first:last]
 
     def _check(self) -> None:

@@ -16,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 
 from artifacts import write_text
 from converters.pool import run_all
+from converters.stored_tensor import DTYPES, StoredTensor, stored_tensors
 from errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -37,7 +37,7 @@ class SafetensorsReader:
     def __init__(self, path: Path) -> None:
         self.folder = path if path.is_dir() else path.parent
         self._single = None if path.is_dir() else path.name
-        self._opened: dict[str, Any] = {}
+        self._opened: dict[str, dict[str, StoredTensor]] = {}
         self.file_of = self._find()
 
     @cached_property
@@ -46,7 +46,7 @@ class SafetensorsReader:
         return [self.folder / name for name in sorted(set(self.file_of.values()))]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.slice(name).get_shape())
+        return self.slice(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of a tensor.
@@ -54,12 +54,9 @@ class SafetensorsReader:
         Raises:
             CheckpointError: none that a gpt-oss checkpoint is stored in.
         """
-        stored = self.slice(name).get_dtype()
-        if stored not in DTYPES:
-            raise CheckpointError(f"{self.folder / self.file_of[name]}: {name} has dtype {stored}, which is not read.")
-        return DTYPES[stored]
+        return self.slice(name).dtype
 
-    def slice(self, name: str) -> Any:
+    def slice(self, name: str) -> StoredTensor:
         """A tensor that is read when it is indexed.
 
         Raises:
@@ -67,7 +64,7 @@ class SafetensorsReader:
         """
         if name not in self.file_of:
             raise CheckpointError(f"{self.folder} lacks the tensor {name}: fetch the model again.")
-        return self._open(self.file_of[name]).get_slice(name)
+        return self._open(self.file_of[name])[name]
 
     def _find(self) -> dict[str, str]:
         if self._single:
@@ -99,11 +96,12 @@ class SafetensorsReader:
                 raise CheckpointError(f"{self.folder / file} holds {extra[0]}, but {INDEX} names {where}.")
         return weight_map
 
-    def _open(self, name: str) -> Any:
+    def _open(self, name: str) -> dict[str, StoredTensor]:
         if name not in self._opened:
             path = self.folder / name
             try:
-                self._opened[name] = safe_open(path, framework="pt")
+                with safe_open(path, framework="pt"):  # the library checks the header
+                    self._opened[name] = stored_tensors(path)
             except FileNotFoundError:
                 raise CheckpointError(f"{path} is missing: fetch the model again.") from None
             except (SafetensorError, OSError) as error:

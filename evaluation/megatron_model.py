@@ -10,12 +10,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+from modeling import inference
+
+# isort: split
+# After the line above, which activates the CPU backend where there is no GPU: Megatron-core looks for CUDA on import.
 from megatron.core import parallel_state
 from megatron.core.transformer.moe.router import TopKRouter
 
 from converters.lora import peft_settings
 from evaluation.scoring import LabelScores, LogitsFunction, decode_labels
-from modeling import inference
 from modeling.expert_lora import GptOssLoRA
 from modeling.hf_config import GptOssConfig
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from errors import ConfigurationError
 from modeling.layouts import Batch, Layout, violations
-from modeling.memory import BYTES, LoraTargets, TrainingPlan, memory, parameters
+from modeling.memory import BYTES, TrainingPlan, memory, parameters
 from modeling.planning import Cluster, advice, rank_layouts
-from recipes.config import Recipe
+from recipes.config import Recipe, lora_targets
 from recipes.pipeline import Stage
 
 OPTIMIZER_BYTES = 12  # fp32 master weight and Adam's two moments, a parameter trained
@@ -24,13 +24,9 @@ def plan_of(recipe: Recipe) -> TrainingPlan | None:
         config = find_config(str(recipe.model.hf))
     except ConfigurationError:
         return None
-    lora = None
-    if recipe.peft:
-        modules = tuple(recipe.peft.arguments.get("target_modules", ()))
-        lora = LoraTargets(int(recipe.peft.arguments.get("dim", 16)), modules) if modules else LoraTargets(16)
     batch = Batch(recipe.data.seq_length, recipe.data.micro_batch_size, recipe.data.global_batch_size)
     recompute = "full" if recipe.model.config.arguments.get("recompute_granularity") == "full" else "none"
-    return TrainingPlan(config, batch, lora, recompute)
+    return TrainingPlan(config, batch, lora_targets(recipe), recompute)
 
 
 def refusal_of(recipe: Recipe, gpu_memory: str) -> Iterator[str]:
@@ -62,7 +58,7 @@ def _remedy(plan: TrainingPlan, cluster: Cluster) -> str:
 
 
 def disk_of(recipe: Recipe, todo: list[Stage]) -> int:
-    """Bytes that these stages will write, about: base, checkpoints (two at a time while one is saved), export."""
+    """Bytes that these stages will write, about: base, checkpoints (best, last and the one being saved), export."""
     plan = plan_of(recipe)
     if recipe.model.toy or plan is None:
         return ROOM
@@ -73,7 +69,7 @@ def disk_of(recipe: Recipe, todo: list[Stage]) -> int:
     if "import" in names:
         total += weights * held
     if "finetune" in names:
-        total += ROOM if recipe.peft else 2 * weights * (held + OPTIMIZER_BYTES)
+        total += ROOM if recipe.peft else 3 * weights * (held + OPTIMIZER_BYTES)
     if "export" in names:
         total += weights * BYTES.get(recipe.export.weights, 2)
     return total

@@ -15,6 +15,7 @@ from launch.login import ask, is_remote
 from launch.profiles import Profile
 from launch.selection import not_made
 from recipes.pipeline import RunFolder, Stage
+from recipes.services import obstacles
 
 GPU_EXECUTORS = ("docker", "slurm", "skypilot", "kubeflow")
 NOT_NOW = ("down, drained or reserved", "are busy")  # sbatch takes the job all the same, and it waits
@@ -139,6 +140,14 @@ def _secrets(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -
         yield f"data.source=kaggle needs KAGGLE_API_TOKEN in stage prepare: {where}."
 
 
+def _logger(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
+    if not any(stage.trains for stage in todo):
+        return
+    container = profile.container.image or profile.executor in ("skypilot", "kubeflow")
+    passed = {*profile.secrets, *profile.environment} if container else set(os.environ)
+    yield from obstacles(run.recipe.logger, passed, packages=profile.executor == "local" and not container)
+
+
 def _disk(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
     if profile.executor not in SHARED_EXECUTORS:
         return
@@ -214,6 +223,7 @@ CHECKS: tuple[Callable[[RunFolder, Profile, list[Stage], Any], Iterator[str]], .
     _paths,
     _made,
     _secrets,
+    _logger,
     _disk,
     _busy,
 )

@@ -34,6 +34,7 @@ def activate() -> bool:
     if not _active:
         torch._dynamo.config.disable = True
         _redirect_cuda_functions()
+        _load_megatron()
         _redirect_megatron()
         _redirect_nemo()
         mode = CudaLiteralsMode()
@@ -147,6 +148,24 @@ def _type_name(name: str) -> str:
 
 
 # ---- 3. megatron-core ---------------------------------------------------------------------------------------------
+
+
+def _load_megatron() -> None:
+    """Import megatron-core without its CUDA library for managed memory.
+
+    inference/unified_memory.py:71 compiles it on import, and goes on where that fails with RuntimeError; a torch built
+    for CUDA fails with IndexError where nvcc is, but no GPU, as on many login nodes.
+    """
+    import torch.utils.cpp_extension as cpp_extension
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no CUDA here")
+
+    compile_inline, cpp_extension.load_inline = cpp_extension.load_inline, refuse
+    try:
+        import megatron.core  # noqa: F401
+    finally:
+        cpp_extension.load_inline = compile_inline
 
 
 def _redirect_megatron() -> None:

@@ -18,6 +18,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
 from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.transformer.moe.experts import SequentialMLP, TEGroupedMLP
 from megatron.core.transformer.moe.router import Router
 from megatron.core.transformer.transformer_layer import TransformerLayer
@@ -78,6 +79,10 @@ class GptOssLoRA(LoRA):
         """The module with its adapter, or as it is. NeMo calls this for parents before their children."""
         if isinstance(m, TransformerLayer):
             self._layer = m.layer_number - 1  # global: Megatron adds the offset of the pipeline stage
+        if isinstance(m, LanguageModelEmbedding) and m.config.recompute_granularity == "full":
+            # Megatron's recomputed layers give gradients only where their input wants one; a frozen embedding's output
+            # does not, and no adapter would be trained.
+            m.register_forward_hook(lambda _module, _inputs, output: output.requires_grad_())
         if isinstance(m, Router) and self.train_router:
             m.requires_grad_(True)
         if isinstance(m, SequentialMLP | TEGroupedMLP) and self.has_experts(self._layer):

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import artifacts
-from errors import LaunchError
-from recipes.checkpoints import exported_parts, last_checkpoint, start_of
+from errors import DataError, LaunchError
+from recipes.checkpoints import best_checkpoint, exported_parts, last_checkpoint, start_of, step_of, validation_loss
 from recipes.config import Deferred
+from recipes.console import rank
 from recipes.pipeline import RunFolder
 
 Details = dict[str, Any]
@@ -58,6 +59,7 @@ def prepare(run: RunFolder) -> Details:
         pack=data.seq_length if data.packed else data.prepare.pack,
     )
     report = prepare_tickets(data.source, run.data, options)
+    _check_lengths(run, max((int(split.get("longest", 0)) for split in report.lengths.values()), default=0))
     return {"made": report.summary()}
 
 
@@ -88,6 +90,7 @@ def pretrain(run: RunFolder) -> Details:
         optim=Deferred(recipe.optim.target, optim),
         trainer=Deferred(recipe.trainer.target, {**recipe.trainer.arguments, "max_steps": settings.max_steps}),
         peft=None,
+        patience=0,
     )
     _train(replace(run, recipe=tuned), "pretrain", start=run.base, dataset=run.data, out=run.pretrain)
     loss = _last_loss(run.pretrain)
@@ -101,12 +104,22 @@ def finetune(run: RunFolder) -> Details:
     """Fine-tune with NeMo's `llm.finetune`: LoRA where the recipe has `peft`, else all parameters."""
     _train(run, "finetune", start=start_of(run), dataset=run.data, out=run.finetune)
     what = "adapter" if run.recipe.peft else "model, all weights"
-    loss = _last_loss(run.finetune)
-    return {"made": f"{what}, loss {loss:.3f}", "checkpoint": str(last_checkpoint(run.finetune))}
+    made = f"{what}, loss {_last_loss(run.finetune):.3f}"
+    best = best_checkpoint(run.finetune)
+    if (loss := validation_loss(best)) is not None:
+        made += f"; validation loss {loss:.3f}, the lowest, at step {step_of(best)} of {_last_step(run.finetune)}"
+    return {"made": made, "checkpoint": str(best)}
 
 
 def evaluate(run: RunFolder) -> Details:
-    """Base and tuned model on the test split, beside the baselines."""
+    """Base and tuned model on the test split, beside the baselines; of conversations there is nothing to count."""
+    if not _labels(run):
+        if rank() == 0:
+            with artifacts.new_folder(run.evaluation) as folder:
+                artifacts.write_manifest(folder, "evaluation", {"data": str(run.data)})
+        return {
+            "made": "nothing: conversations have no labels to score; their validation loss is in the finetune stage"
+        }
     from recipes.comparison import compare
 
     return compare(run)
@@ -129,9 +142,12 @@ def export(run: RunFolder) -> Details:
         like=like,
         usage=usage_of(run.data),
     )
-    difference = largest_difference(run.exported, run.evaluation / "logits.safetensors")
+    made, logits = f"safetensors, {_size(run.exported)}", run.evaluation / "logits.safetensors"
+    if not logits.is_file():
+        return {"made": f"{made}; not compared with the model in training, which was not evaluated"}
+    difference = largest_difference(run.exported, logits)
     return {
-        "made": f"safetensors, {_size(run.exported)}; largest logit difference to training {difference:.1e}",
+        "made": f"{made}; largest logit difference to training {difference:.1e}",
         "largest_logit_difference": difference,
     }
 
@@ -145,6 +161,29 @@ BODIES: dict[str, Callable[[RunFolder], Details]] = {
     "evaluate": evaluate,
     "export": export,
 }
+
+
+def _check_lengths(run: RunFolder, longest: int) -> None:
+    """Refuse a folder that was prepared before, for shorter sequences: NeMo would cut its prompts without a word."""
+    from data_prep.nemo_dataset import packed_sequence_arguments
+
+    data, size = run.recipe.data, run.recipe.data.seq_length
+    if longest > size:
+        raise DataError(
+            f"{data.source} holds tickets of {longest} tokens: set data.seq_length={longest}, "
+            f"or prepare it with --max-length {size}."
+        )
+    packed = Path(packed_sequence_arguments(run.data, size)["packed_train_data_path"])
+    if data.packed and not packed.is_file():
+        raise DataError(
+            f"{data.source} holds no sequences packed to {size} tokens: prepare it with --pack {size}, "
+            "or set data.packed=false."
+        )
+
+
+def _labels(run: RunFolder) -> list[Any]:
+    """The labels of the prepared tickets; none where the data are conversations."""
+    return json.loads((run.data / "labels.json").read_text(encoding="utf-8"))["labels"]
 
 
 def _train(run: RunFolder, title: str, *, start: Path, dataset: Path, out: Path) -> None:
@@ -166,9 +205,16 @@ def _train(run: RunFolder, title: str, *, start: Path, dataset: Path, out: Path)
 
 def _last_loss(folder: Path) -> float:
     """Mean loss of the last ten steps."""
-    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if row.get("loss") is not None][-10:]
+    losses = [row["loss"] for row in _history(folder) if row.get("loss") is not None][-10:]
     return sum(losses) / len(losses)
+
+
+def _last_step(folder: Path) -> int:
+    return _history(folder)[-1]["step"]
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
 def _size(folder: Path) -> str:

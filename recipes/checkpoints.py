@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -37,12 +38,50 @@ def last_checkpoint(folder: Path) -> Path:
     Raises:
         CheckpointError: there is none that is whole.
     """
-    found = [path for path in (folder / "checkpoints").glob("*-last") if path.is_dir()]
-    # NeMo marks a checkpoint as unfinished by a file beside it until every rank has written.
-    finished = [path for path in found if not path.with_name(path.name + "-unfinished").exists()]
+    finished = _finished(folder, "*-last")
     if not finished:
         raise CheckpointError(f"{folder} holds no finished checkpoint: launch the recipe again, it goes on from there.")
-    return max(finished, key=lambda path: path.stat().st_mtime)
+    return max(finished, key=step_of)
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """The checkpoint with the lowest validation loss; the last where nothing was validated.
+
+    Raises:
+        CheckpointError: there is none that is whole.
+    """
+    found = {path: loss for path in _finished(folder, "*") if (loss := validation_loss(path)) is not None}
+    return min(found, key=lambda path: found[path]) if found else last_checkpoint(folder)
+
+
+def validation_loss(checkpoint: Path) -> float | None:
+    """The validation loss that a checkpoint was kept for; None if it was kept for being the last."""
+    named = re.search(r"-val_loss=(\d+\.\d+)(-v\d+)?$", checkpoint.name)
+    return float(named[1]) if named else None
+
+
+def step_of(checkpoint: Path) -> int:
+    """The training step that a checkpoint was saved after."""
+    named = re.search(r"step=(\d+)", checkpoint.name)
+    return int(named[1]) if named else 0
+
+
+def remove_former_lasts(folder: Path) -> None:
+    """Delete checkpoints that were the last before a resumed training's: NeMo keeps what it resumed from."""
+    last = last_checkpoint(folder)
+    for path in (folder / "checkpoints").glob("*-last"):
+        if path == last:
+            continue
+        if path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+
+
+def _finished(folder: Path, pattern: str) -> list[Path]:
+    found = [path for path in (folder / "checkpoints").glob(pattern) if path.is_dir()]
+    # NeMo marks a checkpoint as unfinished by a file beside it until every rank has written.
+    return [path for path in found if not path.with_name(path.name + "-unfinished").exists()]
 
 
 def start_of(run: RunFolder) -> Path:
@@ -51,8 +90,8 @@ def start_of(run: RunFolder) -> Path:
 
 
 def tuned_of(run: RunFolder) -> Path:
-    """What fine-tuning ended with: an adapter where the recipe has `peft`, else a whole model."""
-    return last_checkpoint(run.finetune)
+    """The best that fine-tuning found: an adapter where the recipe has `peft`, else a whole model."""
+    return best_checkpoint(run.finetune)
 
 
 def base_of(run: RunFolder) -> Parts:

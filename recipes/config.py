@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from data_prep.options import PrepareOptions
 from errors import ConfigurationError
 from modeling.layouts import Layout
+from modeling.memory import ATTENTION, EXPERTS, LoraTargets
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -74,7 +75,8 @@ class TicketData:
     """Where the tickets come from, how they are prepared and how they are batched."""
 
     source: str = "sample"
-    """`sample`, `kaggle`, a file, or a folder that `nemo-run prepare` wrote."""
+    """`sample`, `kaggle`, a file of tickets or of conversations (`messages`), a folder of files, or one that
+    `nemo-run prepare` wrote, which is used as it is."""
     prepare: PrepareOptions = field(default_factory=PrepareOptions)
     seq_length: int = 2048
     packed: bool = False
@@ -122,6 +124,10 @@ class Recipe:
     optim: Deferred
     checkpoint: Deferred
     peft: Deferred | None = None
+    patience: int = 3
+    """Stop after so many validations in a row without a lower loss; 0 for never."""
+    logger: Literal["tensorboard", "wandb", "mlflow", "trackio"] = "tensorboard"
+    """Where the figures of a training go besides TensorBoard's files and history.jsonl in the run folder."""
     pretraining: Pretraining | None = None
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
@@ -148,6 +154,20 @@ class Recipe:
             int(strategy.get("pipeline_model_parallel_size", 1)),
             int(strategy.get("context_parallel_size", 1)),
         )
+
+
+def lora_targets(recipe: Recipe) -> LoraTargets | None:
+    """What the recipe's `peft` adapts, as the memory model and the count of FLOPs see it; None without `peft`."""
+    if recipe.peft is None:
+        return None
+    given = recipe.peft.arguments
+    layers = given.get("expert_layers")
+    return LoraTargets(
+        int(given.get("dim", 32)),
+        tuple(given.get("target_modules") or (*ATTENTION, *EXPERTS)),
+        None if layers is None else tuple(layers),
+        bool(given.get("train_router", False)),
+    )
 
 
 def lazy(target: str, **arguments: Any) -> run.Config[Any]:

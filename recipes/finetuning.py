@@ -59,6 +59,7 @@ def finetuning(
     devices: int,
     num_nodes: int = 1,
     checkpoint_every: int = 50,
+    validation_batches: int = 8,
     tensor: int = 1,
     expert: int = 1,
     pipeline: int = 1,
@@ -71,7 +72,8 @@ def finetuning(
     Args:
         max_steps, lr: optimizer steps, and the learning rate after warm-up.
         devices: processes a node, one a GPU.
-        checkpoint_every: steps between checkpoints; an interrupted run goes on from the last.
+        checkpoint_every: steps between validations, each with a checkpoint; an interrupted run goes on from the last.
+        validation_batches: global batches that a validation takes.
         tensor, expert, pipeline: ranks along each axis of model parallelism.
         precision: "bf16" (mixed, fp32 master weights) or "fp32".
         more: other fields of `Recipe`.
@@ -85,7 +87,7 @@ def finetuning(
         num_nodes=num_nodes,
         max_steps=max_steps,
         val_check_interval=checkpoint_every,
-        limit_val_batches=2,
+        limit_val_batches=validation_batches,
         log_every_n_steps=10,
         strategy=lazy(
             "nemo.lightning.MegatronStrategy",
@@ -114,10 +116,12 @@ def finetuning(
         ),
     )
     checkpoint = lazy(
-        "nemo.lightning.ModelCheckpoint",
-        save_last=True,
-        save_top_k=0,
+        "recipes.saving.BestAndLast",
+        monitor="val_loss",
+        save_last="link",
+        save_top_k=1,
         every_n_train_steps=checkpoint_every,
+        filename="{step}-{val_loss:.6f}",
         save_on_train_epoch_end=False,
     )
     fields = {"evaluation": run.Config(Evaluation), "export": run.Config(Export)} | more

@@ -39,6 +39,7 @@ def recipe() -> run.Config[Recipe]:
         lr=1e-3,
         devices=2,
         expert=2,
+        validation_batches=2,
         precision="fp32",
         export=run.Config(Export, weights="fp32"),
     )

@@ -43,13 +43,14 @@ def _child(node: Any, name: str, path: str, key: str) -> Any:
 
     if isinstance(node, dict):
         return node.setdefault(name, {})
+    child = getattr(node, name, None)
+    if isinstance(child, fdl.Buildable | dict):
+        return child
     known = _parameters(node)
     if name not in known:
         raise _unknown(key, path, known)
-    child = getattr(node, name, None)
-    if child is None or not isinstance(child, fdl.Buildable | dict):
-        child = _as_config(child, known[name], path, key)
-        setattr(node, name, child)
+    child = _as_config(child, known[name], path, key)
+    setattr(node, name, child)
     return child
 
 
@@ -110,7 +111,7 @@ def _parameters(node: Any) -> dict[str, Any]:
     if _is_lazy(node):
         from modeling import cpu_backend
 
-        if target.import_path.startswith(("nemo.", "megatron.", "modeling.")):
+        if target.import_path.startswith(("nemo.", "megatron.", "modeling.", "recipes.")):
             cpu_backend.activate()
         target = resolve(target.import_path)
     if dataclasses.is_dataclass(target):

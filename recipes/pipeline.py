@@ -135,7 +135,7 @@ STAGES: tuple[Stage, ...] = (
         output=lambda run: run.finetune,
         settings=lambda run: {
             **_training(run),
-            **{name: run.recipe.raw.get(name) for name in ("trainer", "optim", "peft", "checkpoint")},
+            **{name: run.recipe.raw.get(name) for name in ("trainer", "optim", "peft", "checkpoint", "patience")},
         },
         after=("prepare", "import", "pretrain"),
         trains=True,

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import lightning.pytorch as pl
 import torch
 from nemo.lightning.pytorch.callbacks import PreemptionCallback
+
+from recipes.saving import validation_follows
 
 
 class SaveOnTerm(PreemptionCallback):
     """NeMo's callback, also over gloo: NeMo's own (2.7.3) looks for the signal on a CUDA device only."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        """Save and end, but not between a step and its validation: the next step's end will do."""
+        if not validation_follows(trainer):
+            super().on_train_batch_end(trainer, *arguments)
 
     @property
     def interrupted(self) -> bool:

@@ -13,6 +13,7 @@ from modeling import cpu_backend
 
 ON_CPU = cpu_backend.activate()  # before the imports below: NeMo and Megatron-core look for CUDA while they load
 
+from lightning.pytorch.callbacks import EarlyStopping  # noqa: E402
 from megatron.core import dist_checkpointing  # noqa: E402
 from megatron.core.transformer.enums import AttnBackend  # noqa: E402
 from nemo import lightning as nl  # noqa: E402
@@ -26,10 +27,13 @@ from errors import CheckpointError, ConfigurationError  # noqa: E402
 from modeling.attention import attention_backend, installed_versions  # noqa: E402
 from modeling.hf_config import GptOssConfig  # noqa: E402
 from modeling.model_config import nemo_config  # noqa: E402
-from recipes.checkpoints import last_checkpoint  # noqa: E402
-from recipes.config import Deferred, Recipe  # noqa: E402
+from recipes.checkpoints import last_checkpoint, remove_former_lasts, step_of  # noqa: E402
+from recipes.config import Deferred, Recipe, lora_targets  # noqa: E402
+from recipes.console import rank  # noqa: E402
+from recipes.continuing import GoesOnExactly  # noqa: E402
+from recipes.loggers import loggers_of  # noqa: E402
 from recipes.preemption import SaveOnTerm  # noqa: E402
-from recipes.progress import ProgressLines  # noqa: E402
+from recipes.watching import Watch  # noqa: E402
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MIXED_PRECISION: dict[str, Literal["bf16-mixed", "32"]] = {"bf16": "bf16-mixed", "fp32": "32"}
@@ -64,12 +68,10 @@ class Training:
         if ON_CPU:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
         tokenizer = AutoTokenizer(str(self.tokenizer))
-        every = int(self.recipe.trainer.arguments.get("log_every_n_steps", 10))
-        progress = ProgressLines(self.title, self.out / "history.jsonl", every)
         llm.finetune(
             model=llm.GPTOSSModel(self._model_config(), tokenizer=tokenizer),
             data=self._data(tokenizer),
-            trainer=self._trainer(progress),
+            trainer=self._trainer(),
             log=self._log(),
             optim=self._optimizer(),
             resume=nl.AutoResume(
@@ -81,15 +83,22 @@ class Training:
             peft=self.recipe.peft.build() if self.recipe.peft else None,
             tokenizer=None,
         )
+        if rank() == 0:
+            remove_former_lasts(self.out)
 
     def _is_finished(self) -> bool:
-        """Whether an interrupted run had reached its last step: that checkpoint has no optimizer to go on with."""
+        """Whether an interrupted run had reached its last step, or stopped early: nothing is left to train.
+
+        The last step's checkpoint has no optimizer to go on with.
+        """
         try:
             weights = last_checkpoint(self.out) / "weights"
         except CheckpointError:
             return False
         state = dist_checkpointing.load_common_state_dict(str(weights))
-        return int(state["global_step"]) >= int(self.recipe.trainer.arguments["max_steps"])
+        stops = [(each["wait_count"], each["patience"]) for each in state["callbacks"].values() if "patience" in each]
+        out_of_patience = any(waited >= patience for waited, patience in stops)
+        return out_of_patience or int(state["global_step"]) >= int(self.recipe.trainer.arguments["max_steps"])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -131,7 +140,24 @@ class Training:
         derived = {"max_steps": steps, "warmup_steps": max(1, steps // 20)}
         return optim.build(lr_scheduler=schedule.build(**(derived | schedule.arguments)))
 
-    def _trainer(self, progress: ProgressLines) -> nl.Trainer:
+    def _watch(self) -> Watch:
+        """What reports the training, from its last checkpoint on."""
+        arguments = self.recipe.trainer.arguments
+        try:
+            step = step_of(last_checkpoint(self.out))
+        except CheckpointError:
+            step = 0
+        title = f"{self.out.parent.name} {self.title}"
+        return Watch(
+            self.title,
+            self.out / "history.jsonl",
+            int(arguments.get("log_every_n_steps", 10)),
+            GptOssConfig.from_file(self.hf_config),
+            lora_targets(self.recipe),
+            loggers_of(self.recipe.logger, self.out, title, step) if rank() == 0 else (),
+        )
+
+    def _trainer(self) -> nl.Trainer:
         strategy = self.recipe.trainer.arguments["strategy"]
         parallel = strategy.arguments
         derived: dict[str, Any] = {
@@ -150,12 +176,18 @@ class Training:
             strategy=strategy.build(**(derived | parallel)),
             accelerator="cpu" if ON_CPU else "gpu",
             plugins=nl.MegatronMixedPrecision(precision=MIXED_PRECISION[self.recipe.model.precision]),
-            callbacks=[progress, SaveOnTerm()],
+            callbacks=[GoesOnExactly(self.recipe.seed), self._watch(), SaveOnTerm(), *self._early_stop()],
             # NeMo's own printer calls a collective on rank 0 alone (progress_printer.py:153) and hangs the others.
             enable_progress_bar=False,
             logger=False,
             use_distributed_sampler=False,
         )
+
+    def _early_stop(self) -> list[EarlyStopping]:
+        if not self.recipe.patience:
+            return []
+        # not strict: a training with fewer tickets for validation than a batch holds has no validation
+        return [EarlyStopping("val_loss", patience=self.recipe.patience, strict=False, check_on_train_epoch_end=False)]
 
     def _log(self) -> nl.NeMoLogger:
         return nl.NeMoLogger(

@@ -1,4 +1,4 @@
-"""What real NeMo makes of our checkpoints; run by torchrun: `in_nemo.py TASK FOLDER TP EP PP`.
+"""What real NeMo makes of our checkpoints; run by torchrun: `in_nemo.py TASK FOLDER TP,EP,PP …`.
 
 FOLDER holds `nemo` (our import), adapters in `adapter-*`, and `tokens.pt`; results go into it from rank 0.
 """
@@ -24,6 +24,7 @@ def save(result: object, file: Path) -> None:
 
 def logits(folder: Path, layout: Layout) -> None:
     """Logits of the import, and of the import with each adapter, by the PEFT transform of the adapter's context."""
+    from megatron.core import parallel_state
     from nemo.lightning import io
 
     inference.initialize(layout)
@@ -37,6 +38,7 @@ def logits(folder: Path, layout: Layout) -> None:
             inference.load_adapter(model, io.load_context(adapter / "context", "model.model_transform"), adapter)
         found[adapter.name if adapter else "nemo"] = inference.logits(model, tokens)
     save(found, folder / f"logits-{layout.tensor}-{layout.expert}-{layout.pipeline}.pt")
+    parallel_state.destroy_model_parallel()
 
 
 def for_the_cpu(model: Any, dtype: torch.dtype) -> Any:
@@ -94,5 +96,6 @@ def merge(folder: Path, layout: Layout) -> None:
 
 
 if __name__ == "__main__":
-    task, folder, *sizes = sys.argv[1:]
-    {"logits": logits, "resume": resume, "merge": merge}[task](Path(folder), Layout(*map(int, sizes)))
+    task, folder, *layouts = sys.argv[1:]
+    for sizes in layouts:
+        {"logits": logits, "resume": resume, "merge": merge}[task](Path(folder), Layout(*map(int, sizes.split(","))))

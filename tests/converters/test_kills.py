@@ -26,15 +26,10 @@ def kill(direction: str, source: Path, folder: Path, kills: int) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("direction", ["import", "export"])
-def test_kills(direction: str, mxfp4_toy: Path, imported: Path, tmp_path: Path) -> None:
-    assert kill(direction, mxfp4_toy if direction == "import" else imported, tmp_path, 6).startswith("6 kills")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", ["import", "export"])
-def test_a_hundred_kills(direction: str, mxfp4_toy: Path, imported: Path, tmp_path: Path) -> None:
-    assert kill(direction, mxfp4_toy if direction == "import" else imported, tmp_path, 100).startswith("100 kills")
+def test_fifty_kills_each_way(direction: str, mxfp4_toy: Path, imported: Path, tmp_path: Path) -> None:
+    assert kill(direction, mxfp4_toy if direction == "import" else imported, tmp_path, 50).startswith("50 kills")
 
 
 def test_finished_files_are_not_written_again(mxfp4_toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

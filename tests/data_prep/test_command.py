@@ -22,10 +22,11 @@ def prepare(folder: Path, *arguments: str | Path) -> Ran:
 
 
 def refused(ran: Ran, folder: Path, *words: str) -> None:
-    assert ran.status in (1, 2), ran.out
+    assert ran.status == 1, ran.out
     assert "Traceback" not in ran.err
     assert all(word in ran.err for word in words), ran.err
-    assert ran.status == 2 or len([line for line in ran.err.splitlines() if line.startswith("error: ")]) == 1
+    by_typer = "─ Error ─" in ran.err
+    assert by_typer or len([line for line in ran.err.splitlines() if line.startswith("error: ")]) == 1
     assert not [path.name for path in folder.iterdir() if path.name.startswith("out")]
 
 

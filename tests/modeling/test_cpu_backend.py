@@ -64,3 +64,14 @@ def test_inactive_where_cuda_is_present() -> None:
         "assert torch.nn.Module.cuda.__name__ == 'cuda'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_megatron_loads_where_a_cuda_compiler_is_but_no_gpu() -> None:
+    """torch built for CUDA raises IndexError there when megatron-core 0.15.3 compiles on import."""
+    code = (
+        "import torch.utils.cpp_extension as e;"
+        "e.load_inline = lambda *a, **k: [][-1];"
+        "from modeling import cpu_backend; assert cpu_backend.activate();"
+        "from megatron.core.inference import unified_memory; assert not unified_memory.has_unified_memory"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -217,6 +217,23 @@ def test_grouped_experts_as_on_the_gpu(alone: None) -> None:
     assert stored(grouped) == stored(sequential)
 
 
+def test_recomputed_layers_train_the_same(alone: None) -> None:
+    """The embedding is frozen, and Megatron recomputes only what a gradient is asked of."""
+    tokens = torch.randint(0, 104, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    positions, mask = torch.arange(LENGTH).expand(2, -1), torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).triu(1)
+    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    gradients = []
+    for overrides in ({}, recompute):
+        model = adapted(lora(), **overrides).train()
+        randomize(model)
+        model(tokens, positions, mask, labels=tokens).mean().backward()
+        trained = {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
+        assert all(gradient is not None and gradient.abs().max() > 0 for gradient in trained.values())
+        gradients.append(trained)
+    assert len(gradients[0]) == 8 * LAYERS
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
+
+
 # ---- what gets adapters -------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,16 @@ import torch
 from modeling import inference
 from modeling.hf_config import GptOssConfig
 from modeling.layouts import Batch, Layout, legal_layouts
-from modeling.memory import LoraTargets, TrainingPlan, activations, dispatch_buffers, optimizer_bytes, parameters
+from modeling.memory import (
+    ATTENTION,
+    EXPERTS,
+    LoraTargets,
+    TrainingPlan,
+    activations,
+    dispatch_buffers,
+    optimizer_bytes,
+    parameters,
+)
 from modeling.model_config import nemo_config
 
 CONFIGS = Path(__file__).parents[2] / "modeling" / "configs"
@@ -52,9 +61,15 @@ def shaped(**fields: int) -> GptOssConfig:
 # ---- parameters, on the meta device -------------------------------------------------------------------------------
 
 
-def megatron_parameters(config: GptOssConfig, layout: Layout, world: int, rank: int) -> int:
-    """Parameters that Megatron builds on one rank of a pretended world."""
+def megatron_parameters(
+    config: GptOssConfig, layout: Layout, world: int, rank: int, lora: LoraTargets | None = None
+) -> tuple[int, int, float]:
+    """Parameters that Megatron builds on one rank of a pretended world, those it trains, and their optimizer's bytes.
+
+    The optimizer's are counted over the groups that Megatron made: each parameter is shared by its replicas.
+    """
     from megatron.core import parallel_state
+    from nemo.collections.llm.fn.base import walk
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
@@ -82,27 +97,42 @@ def megatron_parameters(config: GptOssConfig, layout: Layout, world: int, rank: 
                 pre_process=parallel_state.is_pipeline_first_stage(),
                 post_process=parallel_state.is_pipeline_last_stage(),
             )
-        return sum(parameter.numel() for parameter in built.parameters())
+            if lora:
+                from modeling.expert_lora import GptOssLoRA
+
+                built.requires_grad_(False)
+                walk(built, GptOssLoRA(dim=lora.rank, target_modules=list(lora.modules)).transform)
+        found: list[Any] = list(built.parameters())
+        trained = [parameter for parameter in found if parameter.requires_grad]
+        dense = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+        experts = parallel_state.get_expert_data_parallel_world_size()
+        shared = [p.numel() / (dense if getattr(p, "allreduce", True) else experts) for p in trained]
+        # fp32 master weight and Adam's two moments
+        return sum(p.numel() for p in found), sum(p.numel() for p in trained), 12 * sum(shared)
     finally:
         inference.shutdown()
 
 
-def assert_parameters(config: GptOssConfig, layout: Layout, world: int) -> None:
-    plan = TrainingPlan(config, Batch(64))
+def assert_parameters(config: GptOssConfig, layout: Layout, world: int, lora: LoraTargets | None = None) -> None:
+    plan = TrainingPlan(config, Batch(64), lora)
     for stage in {0, layout.pipeline - 1}:
-        rank = stage * world // layout.pipeline
-        assert megatron_parameters(config, layout, world, rank) == parameters(plan, layout, stage).held, (layout, stage)
+        held = parameters(plan, layout, stage)
+        built = megatron_parameters(config, layout, world, stage * world // layout.pipeline, lora)
+        assert built[:2] == (held.held, held.trained), (layout, stage)
+        assert optimizer_bytes(plan, layout, world, held) == pytest.approx(built[2], rel=1e-4), (layout, stage)
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(2, 3), Layout(2, 1, 3), Layout(1, 2, 3)], ids=str)
 def test_parameters_of_a_lopsided_model(layout: Layout) -> None:
     assert_parameters(TINY, layout, 12)
+    assert_parameters(TINY, layout, 12, LoraTargets(6, (*ATTENTION, *EXPERTS)))
 
 
 @pytest.mark.parametrize("size", ["20b", "120b"])
 @pytest.mark.parametrize("layout", [Layout(1, 8), Layout(4, 2, 2), Layout(8, 4, 2)], ids=str)
 def test_parameters_at_full_size(size: str, layout: Layout) -> None:
-    assert_parameters(GptOssConfig.from_file(CONFIGS / f"gpt-oss-{size}.json"), layout, 16)
+    config = GptOssConfig.from_file(CONFIGS / f"gpt-oss-{size}.json")
+    assert_parameters(config, layout, 16, LoraTargets(16, (*ATTENTION, *EXPERTS)))
 
 
 @pytest.mark.slow
@@ -152,8 +182,9 @@ def test_gradients_and_optimizer_state(alone: None) -> None:
 
 def measured_peak(plan: TrainingPlan) -> int:
     """Highest sum of allocations of torch's profiler over a forward and backward pass, weights and gradients aside."""
-    from nemo.collections.llm import peft
     from nemo.collections.llm.fn.base import walk
+
+    from modeling.expert_lora import GptOssLoRA
 
     config, batch = plan.config, plan.batch
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -161,7 +192,7 @@ def measured_peak(plan: TrainingPlan) -> int:
     model = inference.build_model(config, seq_length=batch.seq_length, dtype=torch.float32, **overrides).train()
     if plan.lora:
         model.requires_grad_(False)
-        walk(model, peft.LoRA(target_modules=list(plan.lora.modules), dim=plan.lora.rank).transform)
+        walk(model, GptOssLoRA(target_modules=list(plan.lora.modules), dim=plan.lora.rank).transform)
     tokens = torch.randint(0, config.vocab_size, (batch.micro, batch.seq_length))
     positions = torch.arange(batch.seq_length).expand(batch.micro, -1).contiguous()
     mask = torch.ones(1, 1, batch.seq_length, batch.seq_length, dtype=torch.bool).triu(1)
@@ -188,6 +219,10 @@ ACTIVATIONS = {
     "adapters": TrainingPlan(TINY, Batch(128, 2, 2), LoraTargets(8)),
     "adapters and vocabulary": TrainingPlan(shaped(vocab_size=16000), Batch(128, 2, 2), LoraTargets(8)),
     "recomputed": TrainingPlan(shaped(num_hidden_layers=6), Batch(128, 2, 2), recompute="full"),
+    "adapters on experts": TrainingPlan(TINY, Batch(128, 2, 2), LoraTargets(8, (*ATTENTION, *EXPERTS))),
+    "adapters, recomputed": TrainingPlan(
+        shaped(num_hidden_layers=6), Batch(128, 2, 2), LoraTargets(8, (*ATTENTION, *EXPERTS)), recompute="full"
+    ),
 }
 
 
