@@ -27,7 +27,7 @@ class Routing:
 
     Attributes:
         completions: each label's answer as training renders it, up to and with `end`.
-        before, after: the prompt around a ticket; None for conversations, which have no such prompt.
+        before, after: the prompt around a ticket; None for conversations, and where an earlier version prepared them.
         skip: cleaning rules that were left out.
     """
 
@@ -42,8 +42,20 @@ class Routing:
         return list(self.completions)
 
     @property
+    def around(self) -> tuple[str, str]:
+        """`before` and `after`.
+
+        Raises:
+            DataError: they are not known.
+        """
+        if self.before is None or self.after is None:
+            raise DataError("labels.json names no prompt: prepare the tickets again; conversations have none.")
+        return self.before, self.after
+
+    @property
     def answers(self) -> dict[str, str]:
         """What a server may answer, without the end token → the label that it stands for."""
+        _ = self.around
         return {completion.removesuffix(self.end): label for label, completion in self.completions.items()}
 
 
@@ -104,14 +116,12 @@ def load_routing(folder: Path) -> Routing:
     try:
         stated = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
         completions = {str(item["label"]): str(item["completion"]) for item in stated["labels"]}
-        prompt = stated["prompt"] or {"before": None, "after": None, "end": ""}
-        return Routing(completions, skip=list(stated["skip"]), **prompt)
+        prompt = stated.get("prompt") or {"before": None, "after": None, "end": ""}
+        return Routing(completions, skip=list(stated.get("skip", [])), **prompt)
     except FileNotFoundError:
         raise DataError(f"{folder} holds no labels.json: name a folder that nemo-run prepare wrote.") from None
     except (ValueError, KeyError, TypeError):
-        raise DataError(
-            f"{folder}/labels.json is damaged or of an earlier version: prepare the tickets again."
-        ) from None
+        raise DataError(f"{folder}/labels.json is damaged: prepare the tickets again.") from None
 
 
 def _read(file: Path) -> list[Ticket]:

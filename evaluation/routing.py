@@ -15,7 +15,6 @@ from data_prep.cleaning import Cleaner
 from data_prep.columns import find_text
 from data_prep.harmony import Prompt
 from data_prep.sources import Row, Source, open_source
-from errors import DataError
 from evaluation.endpoint import AT_ONCE, Endpoint, RefusedError, at_once
 from evaluation.prepared import Routing
 
@@ -52,11 +51,9 @@ def route(
         DataError: the table cannot be read or has no text. LaunchError: the server cannot be reached or does not
             constrain its answers; what was routed until then is kept, and the same call goes on from there.
     """
-    if routing.before is None or routing.after is None:
-        raise DataError("conversations have no prompt to put a ticket in: name data prepared from tickets.")
     source = open_source(file)
     columns = find_text(source.columns, source.name, subject, body)
-    ask = _Asker(endpoint, routing, Prompt(routing.before, routing.after), source.columns, columns)
+    ask = _Asker(endpoint, routing, Prompt(*routing.around), source.columns, columns)
     inputs = {"file": artifacts.hash_file(file), "labels": routing.labels, "model": endpoint.model, "columns": columns}
     partial = artifacts.partial_of(out)
     routed = Routed()

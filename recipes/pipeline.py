@@ -20,7 +20,7 @@ from errors import LaunchError
 from recipes.config import Recipe, load_recipe
 
 RECIPE_FILE = "recipe.yaml"
-FORMAT = 1  # of what the stages write; raise it when their output changes, so that old output is not taken for current
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Stage:
         after: stages whose output it reads.
         trains: whether it runs in as many processes as training does.
         wanted: whether this recipe has the stage at all.
+        format: of what it writes; raised when that changes, so that old output is not taken for current.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Stage:
     after: tuple[str, ...] = ()
     trains: bool = False
     wanted: Callable[[Recipe], bool] = lambda _: True
+    format: int = FORMAT
 
 
 def _training(run: RunFolder) -> dict[str, Any]:
@@ -144,6 +146,7 @@ STAGES: tuple[Stage, ...] = (
         settings=lambda run: {"evaluation": run.recipe.raw.get("evaluation")},
         after=("prepare", "finetune"),
         trains=True,
+        format=2,
     ),
     Stage(
         "export",
@@ -176,7 +179,7 @@ def inputs_of(stage: Stage, run: RunFolder) -> dict[str, Any]:
     before = {
         name: fingerprint_of(stage_named(name), run) for name in stage.after if stage_named(name).wanted(run.recipe)
     }
-    return {"stage": stage.name, "format": FORMAT, "settings": stage.settings(run), "after": before}
+    return {"stage": stage.name, "format": stage.format, "settings": stage.settings(run), "after": before}
 
 
 def fingerprint_of(stage: Stage, run: RunFolder) -> str:

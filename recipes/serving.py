@@ -66,12 +66,11 @@ def route(ticket):
 def usage_of(data: Path) -> str:
     """Markdown for the model card, from a prepared folder; empty for conversations, which have no labels."""
     routing = load_routing(data)
-    if routing.before is None or routing.after is None:
-        return ""
-    return _usage(routing, routing.before, routing.after)
+    return _usage(routing) if routing.before is not None else ""
 
 
-def _usage(routing: Routing, before: str, after: str) -> str:
+def _usage(routing: Routing) -> str:
+    before, after = routing.around
     labels = list(routing.answers)
     request = {
         "model": "tickets",

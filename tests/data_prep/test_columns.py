@@ -1,6 +1,6 @@
 import pytest
 
-from data_prep.columns import Columns, find_columns
+from data_prep.columns import Columns, find_columns, find_text
 from data_prep.options import PrepareOptions
 from errors import DataError
 
@@ -49,3 +49,12 @@ def test_the_answer_is_never_read():
 def test_what_is_missing_is_named(names, options, message):
     with pytest.raises(DataError, match=message):
         found(names, **options)
+
+
+def test_a_table_to_route_needs_no_label():
+    assert find_text(["Betreff", "Description", "x"], "t.csv") == ("Betreff", "Description")
+    assert find_text(["a", "b"], "t.csv", body="B") == (None, "b")
+    with pytest.raises(DataError, match=r"t\.csv has no column for the text: it has a, b; name it with --body"):
+        find_text(["a", "b"], "t.csv")
+    with pytest.raises(DataError, match="no column 'c' for the subject"):
+        find_text(["a", "body"], "t.csv", subject="c")

@@ -34,7 +34,7 @@ def test_a_line_separator_inside_a_ticket_does_not_end_the_row(tmp_path: Path) -
         ("labels.json", "{", "labels.json is damaged"),
         (
             "labels.json",
-            '{"labels": [{"label": "IT", "completion": "IT"}], "prompt": null, "skip": []}',
+            '{"labels": [{"label": "IT", "completion": "IT"}]}',
             "labels that labels.json lacks",
         ),
         ("training.jsonl", None, "training.jsonl is missing"),

@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+
+from errors import CheckpointError
+from recipes.checkpoints import Parts, name_of, parts_of
+
+
+def test_a_checkpoint_is_called_by_its_step() -> None:
+    names = ("run--val_loss=0.7-epoch=0-consumed_samples=384.0-last", "run--epoch=1-consumed_samples=96", "mine")
+    assert [name_of(Path("c") / name, 16) for name in names] == ["step 24, last", "step 6", "mine"]
+
+
+def test_parts_travel_as_json(tmp_path: Path) -> None:
+    parts = Parts(tmp_path / "w", None, tmp_path / "base")
+    assert parts.paths() == [str(tmp_path / "w"), None, str(tmp_path / "base")]
+    assert Parts.of_paths(parts.paths()) == parts
+
+
+def test_an_imported_checkpoint_is_a_whole_model(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no weights/: name a run"):
+        parts_of(tmp_path)
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(CheckpointError, match=r"holds no context/hf_config\.json"):
+        parts_of(tmp_path)
+    (tmp_path / "context").mkdir()
+    (tmp_path / "context" / "hf_config.json").write_text("{}")
+    assert parts_of(tmp_path) == (tmp_path, None, tmp_path)
