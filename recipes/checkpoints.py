@@ -140,8 +140,9 @@ def run_above(path: Path) -> RunFolder | None:
 
 
 def kept_checkpoints(run: RunFolder) -> list[Path]:
-    """All checkpoints of the fine-tuning that are whole, the oldest first."""
-    found = [path for path in (run.finetune / "checkpoints").iterdir() if (path / "weights").is_dir()]
+    """All checkpoints of the fine-tuning that are whole, the oldest first; `-last` may be a link to one of them."""
+    folders = [path for path in (run.finetune / "checkpoints").iterdir() if not path.is_symlink()]
+    found = [path for path in folders if (path / "weights").is_dir()]
     whole = [path for path in found if not path.with_name(path.name + "-unfinished").exists()]
     return sorted(whole, key=lambda path: (_consumed(path) or 0, path.stat().st_mtime))
 
