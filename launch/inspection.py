@@ -47,7 +47,7 @@ def inspect(
         found = changes(
             start.weights, tuned.adapter or tuned.weights, config, is_adapter=is_adapter, progress=progress
         )  # fmt: skip
-    kept = {name_of(path, recipe.data.global_batch_size): parts_of(path) for path in kept_checkpoints(opened)}
+    kept = {name_of(path): parts_of(path) for path in kept_checkpoints(opened)}
     systems = {"before": start, **kept}
     layout = Layout(recipe.layout.tensor, recipe.layout.expert, recipe.layout.pipeline)
     with run_job(

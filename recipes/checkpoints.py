@@ -140,26 +140,15 @@ def run_above(path: Path) -> RunFolder | None:
 
 
 def kept_checkpoints(run: RunFolder) -> list[Path]:
-    """All checkpoints of the fine-tuning that are whole, the oldest first; `-last` may be a link to one of them."""
-    folders = [path for path in (run.finetune / "checkpoints").iterdir() if not path.is_symlink()]
-    found = [path for path in folders if (path / "weights").is_dir()]
-    whole = [path for path in found if not path.with_name(path.name + "-unfinished").exists()]
-    return sorted(whole, key=lambda path: (_consumed(path) or 0, path.stat().st_mtime))
+    """All checkpoints of the fine-tuning that are whole, the oldest first; the last may be a link to the best."""
+    kept = [path for path in _finished(run.finetune, "*") if not path.is_symlink()]
+    return sorted(kept, key=step_of)
 
 
-def name_of(checkpoint: Path, global_batch_size: int) -> str:
-    """What a person calls a checkpoint of a training: its step, as far as NeMo's file name tells it."""
-    samples = _consumed(checkpoint)
-    if samples is None:
-        return checkpoint.name
-    step = f"step {round(samples / global_batch_size)}"
-    return f"{step}, last" if checkpoint.name.endswith("-last") else step
-
-
-def _consumed(checkpoint: Path) -> float | None:
-    """Tickets that training had seen, by NeMo's file name."""
-    found = re.search(r"consumed_samples=(\d+(?:\.\d+)?)", checkpoint.name)
-    return float(found[1]) if found else None
+def name_of(checkpoint: Path) -> str:
+    """What a person calls a checkpoint of a training: its step, and what it was kept for."""
+    loss = validation_loss(checkpoint)
+    return f"step {step_of(checkpoint)}, " + ("last" if loss is None else f"validation loss {loss:.3f}")
 
 
 def _of_run(run: RunFolder, tuned: Path) -> Parts:

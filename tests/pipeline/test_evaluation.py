@@ -103,7 +103,7 @@ def inspected(rehearsal: Rehearsal) -> tuple[RunFolder, dict[str, Any]]:
     shutil.copytree(rehearsal.run, folder, symlinks=True)
     run = RunFolder.open(folder)
     last = tuned_of(run)
-    shutil.copytree(last, last.with_name("finetune--val_loss=9.9-epoch=0-consumed_samples=96.0"))
+    shutil.copytree(last, last.with_name("step=6-val_loss=9.900000"))
     ran = CliRunner().invoke(app, ["inspect", str(folder)])
     assert ran.exit_code == 0, ran.output
     return run, json.loads((folder / "inspection" / "inspect.json").read_text())
@@ -151,8 +151,10 @@ def test_picks_are_those_of_the_export_in_transformers(inspected: tuple[RunFolde
     with torch.no_grad():
         for one in tokens:
             model(torch.tensor([one]))
-    assert list(facts["systems"]) == ["before", "step 6", "step 12, last"]
-    assert np.abs(np.array(facts["systems"]["step 12, last"]["picks"]) - picks).sum() <= picks.sum() // 1000
+    before, copied, best = facts["systems"]
+    assert (before, copied) == ("before", "step 6, validation loss 9.900")
+    assert best.startswith("step 12, validation loss ")
+    assert np.abs(np.array(facts["systems"][best]["picks"]) - picks).sum() <= picks.sum() // 1000
     total = 2 * sum(map(len, tokens))  # two experts a token
     for system in facts["systems"].values():
         assert np.array(system["picks"]).sum(axis=1).tolist() == [total] * 4
@@ -162,15 +164,15 @@ def test_the_same_tickets_are_answered_by_every_checkpoint(
     inspected: tuple[RunFolder, dict[str, Any]], tmp_path: Path
 ) -> None:
     run, facts = inspected
-    copied, last = facts["systems"]["step 6"], facts["systems"]["step 12, last"]
-    assert copied == last
+    _, copied, best = facts["systems"].values()
+    assert copied == best
     assert len({ticket["label"] for ticket in facts["tickets"]}) == len(facts["tickets"]) == 6
     prepared = load_prepared(run.data)
     prompts = {ticket.id: ticket.input for ticket in prepared.test}
     asked = [prompts[ticket["id"]] for ticket in facts["tickets"]]
     scores = decode_labels(*load(run.exported), asked, list(prepared.completions.values()), batch_size=6)
-    assert last["predictions"] == [prepared.labels[i] for i in scores.best]
-    assert all(isinstance(answer, str) and answer for answer in last["free_answers"])
+    assert best["predictions"] == [prepared.labels[i] for i in scores.best]
+    assert all(isinstance(answer, str) and answer for answer in best["free_answers"])
     if BROWSER:
         seen = look(run.path / "inspection" / "inspect.html", tmp_path, 400)
         assert seen.console == []

@@ -7,8 +7,8 @@ from recipes.checkpoints import Parts, name_of, parts_of
 
 
 def test_a_checkpoint_is_called_by_its_step() -> None:
-    names = ("run--val_loss=0.7-epoch=0-consumed_samples=384.0-last", "run--epoch=1-consumed_samples=96", "mine")
-    assert [name_of(Path("c") / name, 16) for name in names] == ["step 24, last", "step 6", "mine"]
+    names = ("step=24-val_loss=0.712345", "step=30-last")
+    assert [name_of(Path("c") / name) for name in names] == ["step 24, validation loss 0.712", "step 30, last"]
 
 
 def test_parts_travel_as_json(tmp_path: Path) -> None:
