@@ -96,7 +96,8 @@ class Training:
         except CheckpointError:
             return False
         state = dist_checkpointing.load_common_state_dict(str(weights))
-        stops = [(each["wait_count"], each["patience"]) for each in state["callbacks"].values() if "patience" in each]
+        callbacks = state.get("callbacks", {}).values()  # the last step's has none
+        stops = [(each["wait_count"], each["patience"]) for each in callbacks if "patience" in each]
         out_of_patience = any(waited >= patience for waited, patience in stops)
         return out_of_patience or int(state["global_step"]) >= int(self.recipe.trainer.arguments["max_steps"])
 
