@@ -67,7 +67,6 @@ RULES: dict[str, Callable[[str], str]] = {
 }
 # Rules on a whole row, which data_prep.intake applies: they can be skipped by these names as well.
 LABEL_SPELLING, LANGUAGE_CODES, EMPTY_ROWS = "label-spelling", "language-codes", "empty-rows"
-ROW_RULES = (LABEL_SPELLING, LANGUAGE_CODES, EMPTY_ROWS)
 CHAT_RULES = ("control-characters", "nfc")  # code and markup in a conversation are meant
 DESCRIPTIONS = {
     "html": "HTML tags and entities",

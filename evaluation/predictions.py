@@ -36,11 +36,6 @@ class Predictions:
         """What a language model's label scores say."""
         return cls(list(labels), scores.best, scores.log_probabilities, scores.probabilities, scores.greedy >= 0)
 
-    @classmethod
-    def of_answers(cls, labels: Sequence[str], answers: Sequence[str]) -> Predictions:
-        """Labels alone."""
-        return cls(list(labels), np.array([labels.index(answer) for answer in answers]))
-
     @property
     def answers(self) -> list[str]:
         """The predicted labels."""

@@ -30,7 +30,6 @@ def inspect(
     from evaluation.weight_changes import changes
     from launch.bars import bar
     from launch.torchrun import processes_of, run_job
-    from modeling.hf_config import GptOssConfig
     from modeling.layouts import Layout
     from recipes.checkpoints import Parts, exported_parts, kept_checkpoints, name_of, parts_of, start_of
     from recipes.pipeline import RunFolder
@@ -41,11 +40,10 @@ def inspect(
     out = out or run / "inspection"
     artifacts.ensure_replaceable(out)  # before the work
     start = Parts(start_of(opened), None, opened.base)
-    config = GptOssConfig.from_file(opened.base / "context" / "hf_config.json")
     is_adapter = tuned.adapter is not None
     with bar("matrices") as progress:
         found = changes(
-            start.weights, tuned.adapter or tuned.weights, config, is_adapter=is_adapter, progress=progress
+            start.weights, tuned.adapter or tuned.weights, start.config(), is_adapter=is_adapter, progress=progress
         )  # fmt: skip
     kept = {name_of(path): parts_of(path) for path in kept_checkpoints(opened)}
     systems = {"before": start, **kept}

@@ -33,7 +33,6 @@ def by_megatron(
 
     from evaluation.scoring import load_scores
     from launch.torchrun import processes_of, run_job
-    from modeling.hf_config import GptOssConfig
     from modeling.layouts import violations
     from recipes.checkpoints import base_of, exported_parts, parts_of, run_above
 
@@ -43,7 +42,7 @@ def by_megatron(
     own = run.recipe.layout if run else Layout()
     layout = Layout(*(sizes[name] or getattr(own, name) for name in ("tensor", "expert", "pipeline")))
     processes = processes_of(layout)
-    config = GptOssConfig.from_file(next(iter(parts.values())).like / "context" / "hf_config.json")
+    config = next(iter(parts.values())).config()
     if problems := violations(config, layout, processes):
         raise ConfigurationError(f"{layout} is impossible for this model: {problems[0]}.")
     with run_job(
@@ -117,4 +116,6 @@ def about(model: Path, data: Path, endpoint: str | None, notes: list[str]) -> Ab
 
 
 def _tokenizer_folder(model: Path) -> Path:
-    return model / "base" / "context" / "nemo_tokenizer" if (model / RECIPE_FILE).is_file() else model
+    from recipes.checkpoints import base_of
+
+    return base_of(RunFolder.open(model)).tokenizer() if (model / RECIPE_FILE).is_file() else model

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from errors import CheckpointError
+from modeling.hf_config import GptOssConfig
 from recipes.pipeline import RECIPE_FILE, RunFolder
 
 
@@ -18,6 +19,18 @@ class Parts(NamedTuple):
     weights: Path
     adapter: Path | None
     like: Path
+
+    def config(self) -> GptOssConfig:
+        """The shapes of the model."""
+        from converters.import_hf import CONFIG
+
+        return GptOssConfig.from_file(self.like / "context" / CONFIG)
+
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer that the model was trained with."""
+        from converters.nemo_context import TOKENIZER
+
+        return self.like / "context" / TOKENIZER
 
     def paths(self) -> list[str | None]:
         """The parts as JSON carries them."""

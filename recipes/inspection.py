@@ -56,7 +56,7 @@ def look(
         scores = megatron_model.score(model, tokenizer, prompts, completions, batch_size=ASKED)
         most = max(len(tokenizer.encode(completion, add_special_tokens=False)) for completion in completions)
         free = _free_answers(megatron_model.logits_of(model), tokenizer, prompts, most)
-        config = GptOssConfig.from_file(parts.like / "context" / "hf_config.json")
+        config = parts.config()
         routed = [tokenizer.encode(ticket.input, add_special_tokens=False) for ticket in prepared.test[:ROUTED]]
         found[name] = {
             "predictions": [prepared.labels[i] for i in scores.best],

@@ -12,7 +12,6 @@ from evaluation import megatron_model
 from evaluation.prepared import load_prepared
 from evaluation.scoring import LabelScores, save_scores
 from modeling import inference
-from modeling.hf_config import GptOssConfig
 from modeling.layouts import Layout
 from recipes.checkpoints import Parts
 from recipes.console import rank, say
@@ -27,16 +26,15 @@ def begin(layout: Layout, processes: int) -> None:
 
 def load(parts: Parts, *, seq_length: int, precision: str) -> torch.nn.Module:
     """This rank's part of a model; `precision` is "bf16" or "fp32"."""
-    config = GptOssConfig.from_file(parts.like / "context" / "hf_config.json")
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    return megatron_model.load(parts.weights, parts.adapter, config=config, seq_length=seq_length, dtype=dtype)
+    return megatron_model.load(parts.weights, parts.adapter, config=parts.config(), seq_length=seq_length, dtype=dtype)
 
 
 def tokenizer_of(parts: Parts) -> Any:
     """The tokenizer that a model was trained with."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(parts.like / "context" / "nemo_tokenizer")
+    return AutoTokenizer.from_pretrained(parts.tokenizer())
 
 
 def predict(
