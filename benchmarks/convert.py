@@ -119,7 +119,7 @@ def load_all(hf: Path) -> None:
 
     dequantize(np.zeros((1, 1, 16), np.uint8), np.zeros((1, 1), np.uint8))  # the kernel comes from numba's cache
     started = time.perf_counter()
-    reader = HfReader(hf)
+    reader = HfReader(hf, cached=True)
     tensors = list(layers_of(reader.config))
     run_all(
         lambda entry=entry, place=place: [reader.read(entry, place), None][1]  # read, and let go

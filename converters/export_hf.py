@@ -213,9 +213,12 @@ class _Export:
         return Group(specs, tuple(partial(self._plain, entry, place, specs) for place in where))
 
     def _plain(self, entry: Entry, place: Place, specs: tuple[TensorSpec, ...]) -> list[Slab]:
-        parts = entry.to_hf(self._value(entry, place).to(specs[0].dtype), self.config)
+        value = self._value(entry, place).to(specs[0].dtype)
+        if place.expert is not None and entry.is_expert_matrix:
+            return [Slab(specs[0].name, place.expert, transpose(value, entry.rows_in_hf(self.config)))]
+        parts = entry.to_hf(value, self.config)
         if place.expert is not None:
-            return [Slab(specs[0].name, place.expert, transpose(parts[0]) if entry.is_expert_matrix else parts[0])]
+            return [Slab(specs[0].name, place.expert, parts[0])]
         start = place.rows[0] if place.rows else 0
         return [Slab(spec.name, start, part) for spec, part in zip(specs, parts, strict=True)]
 
@@ -234,13 +237,14 @@ class _Export:
 
     def _quantized(self, entry: Entry, place: Place, name: str) -> list[Slab]:
         expert = place.leading[1]
-        (value,) = entry.to_hf(self._value(entry, place), self.config)
+        value = self._value(entry, place)
         original = self.source.scales.slice(name + SCALES)[expert].numpy() if self.source.scales else None
-        blocks = _exact(value, original) if original is not None else None
+        blocks = _exact(value, original, entry.rows_in_hf(self.config)) if original is not None else None
         if blocks is not None and original is not None:
             self.quantization.add(name, expert, None)
             return [Slab(name + BLOCKS, expert, blocks), Slab(name + SCALES, expert, original)]
-        exact = value.float().numpy()
+        (rows,) = entry.to_hf(value, self.config)
+        exact = rows.float().numpy()
         try:
             blocks, scales = quantize(exact)
         except CheckpointError as error:
@@ -251,12 +255,12 @@ class _Export:
         return [Slab(name + BLOCKS, expert, blocks), Slab(name + SCALES, expert, scales)]
 
 
-def _exact(value: torch.Tensor, scales: np.ndarray) -> np.ndarray | None:
-    """The blocks of values that are still what these scales can express; None where they are not."""
+def _exact(value: torch.Tensor, scales: np.ndarray, order: np.ndarray) -> np.ndarray | None:
+    """The blocks, in this order of rows, of values that these scales still can express; None where they cannot."""
     bf16 = value.bfloat16()
     if value.dtype != torch.bfloat16 and not torch.equal(bf16.to(value.dtype), value):
         return None
-    return requantize(bf16.contiguous().view(torch.int16).numpy().view(np.uint16), scales)
+    return requantize(bf16.contiguous().view(torch.int16).numpy().view(np.uint16), scales, order)
 
 
 def _write_files(source: Source, folder: Path, export: _Export, details: dict[str, Any], usage: str) -> None:

@@ -26,18 +26,20 @@ BLOCKS, SCALES = "_blocks", "_scales"
 class HfReader:
     """Lazy view of a folder. Every tensor of the table must be there, in its shape, and nothing else may be.
 
+    Args:
+        cached: read through the page cache (see DirectFile).
     Raises:
         CheckpointError: a file or tensor is missing, damaged, of another shape or unknown.
         ConfigurationError: config.json is missing or describes no gpt-oss.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, cached: bool = False) -> None:
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is no folder: name one with config.json and *.safetensors, or a Hub id.")
         self.folder = folder
         config = self._openai_config(folder / "config.json")
         self.config = GptOssConfig.from_file(folder) if config is None else config
-        self.files = SafetensorsReader(folder)
+        self.files = SafetensorsReader(folder, cached=cached)
         self._check()
 
     @cached_property
@@ -123,11 +125,9 @@ class HfReader:
         return self.files.slice(self._at(name)[0])
 
     def _decoded(self, entry: Entry, place: Place) -> torch.Tensor:
-        """bf16 (out, in) of an MXFP4 expert; rows take their places as blocks, which are a quarter of the bytes."""
-        stored = (torch.from_numpy(part) for part in (self.blocks(entry, place), self.scales(entry, place)))
-        blocks, scales = (entry.to_nemo([part], self.config).numpy() for part in stored)
+        """bf16 (out, in) of an MXFP4 expert, whose rows take their places as they are decoded."""
         try:
-            bits = dequantize(blocks, scales)
+            bits = dequantize(self.blocks(entry, place), self.scales(entry, place), entry.rows_in_nemo(self.config))
         except CheckpointError as error:
             name = entry.hf[0].format(layer=place.layer)
             raise CheckpointError(f"{self.folder}: {name}, expert {place.expert}: {error}") from None

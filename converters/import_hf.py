@@ -50,7 +50,7 @@ def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = lambda do
     Raises:
         CheckpointError: the source is missing, damaged, or lacks its tokenizer; or the disk is too small.
     """
-    reader = HfReader(find(hf))
+    reader = HfReader(find(hf), cached=True)  # of which the hashes are computed meanwhile
     tokenizer = reader.tokenizer
     small = [reader.folder / "config.json", reader.folder / GENERATION, *(tokenizer / n for n in TOKENIZER_FILES)]
     inputs = {"kind": "import", "files": source_files([*small, *reader.files.files])}

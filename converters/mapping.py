@@ -85,6 +85,15 @@ class Entry:
         layers = (config.num_layers,) if self.per_layer else ()
         return (*layers, config.num_experts) if self.per_expert else layers
 
+    def rows_in_nemo(self, config: GptOssConfig) -> np.ndarray:
+        """int64 (rows,): the row of the one Hugging Face tensor that each row of the Megatron tensor is."""
+        return self.to_nemo([torch.arange(self.shape(config)[0])], config).numpy()
+
+    def rows_in_hf(self, config: GptOssConfig) -> np.ndarray:
+        """int64 (rows,): the row of the Megatron tensor that each row of the one Hugging Face tensor is."""
+        (rows,) = self.to_hf(torch.arange(self.shape(config)[0]), config)
+        return rows.numpy()
+
     @property
     def is_expert_matrix(self) -> bool:
         """Whether Hugging Face stores it as MXFP4, or transposed."""
@@ -112,8 +121,8 @@ class Place:
         return self.leading[1] if len(self.leading) > 1 else None
 
 
-# Rows of the embedding that are handled at once: 47 MB of gpt-oss, about as much as one expert.
-_ROWS = 8192
+# Rows of the embedding that are handled at once: of gpt-oss as many bytes as the larger matrix of an expert.
+_ROWS = 5760
 
 
 def places(entry: Entry, config: GptOssConfig, layer: int) -> Iterator[Place]:

@@ -15,6 +15,7 @@ from functools import cache
 import numba
 import numpy as np
 
+from converters.memory import empty_bytes
 from errors import CheckpointError
 
 BLOCK = 32
@@ -23,12 +24,13 @@ NAN_SCALE = 255
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
 
 
-def dequantize(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
+def dequantize(blocks: np.ndarray, scales: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
     """Decode to bf16, exactly; only 4 and 6 at the scales 253 and 254, and 2 and 3 at 254, are infinite in bf16.
 
     Args:
         blocks: uint8 (…, K/32, 16).
         scales: uint8 (…, K/32).
+        order: int64, which rows to decode: row i of the result is row order[i] of a matrix of two axes; all by default.
     Returns:
         uint16 (…, K), bf16 bit patterns.
     Raises:
@@ -38,23 +40,29 @@ def dequantize(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
         raise CheckpointError(f"MXFP4 blocks {blocks.shape} and scales {scales.shape} do not belong together.")
     if scales.size and scales.max() == NAN_SCALE:
         raise CheckpointError("an MXFP4 scale is NaN (255): the checkpoint is damaged, fetch it again.")
-    out = np.empty((scales.size, BLOCK // 2), dtype=np.uint32)
-    _dequantize(_rows(blocks), np.ascontiguousarray(scales).reshape(-1), _pairs(), out)
-    return out.view(np.uint16).reshape(*scales.shape[:-1], scales.shape[-1] * BLOCK)
+    width = scales.shape[-1]
+    rows = np.ascontiguousarray(scales).reshape(-1, width)
+    order, shape = _ordered(order, len(rows), scales.shape[:-1])
+    out = empty_bytes(len(order) * width * BLOCK * 2).view(np.uint32).reshape(-1, width, BLOCK // 2)
+    _dequantize(np.ascontiguousarray(blocks).reshape(-1, width, BLOCK // 2), rows, order, _pairs(), out)
+    return out.view(np.uint16).reshape(*shape, width * BLOCK)
 
 
-def requantize(values: np.ndarray, scales: np.ndarray) -> np.ndarray | None:
+def requantize(values: np.ndarray, scales: np.ndarray, order: np.ndarray | None = None) -> np.ndarray | None:
     """Encode with scales that are given, where that loses nothing: the inverse of `dequantize`.
 
     Args:
         values: uint16 (…, K), bf16 bit patterns.
         scales: uint8 (…, K/32), none of them 255.
+        order: int64, row i of the result is row order[i] of `values`, of two axes; `scales` stand in this order.
     Returns:
         uint8 blocks (…, K/32, 16) that decode to exactly these bits; None where there are none.
     """
-    rows = np.ascontiguousarray(values).reshape(-1, BLOCK)
-    blocks = np.empty((len(rows), BLOCK // 2), dtype=np.uint8)
-    exact = _requantize(rows, np.ascontiguousarray(scales).reshape(-1), _pairs(), blocks)
+    width = scales.shape[-1]
+    rows = np.ascontiguousarray(values).reshape(-1, width, BLOCK)
+    order, _ = _ordered(order, len(rows), ())
+    blocks = empty_bytes(scales.size * BLOCK // 2).reshape(-1, width, BLOCK // 2)
+    exact = _requantize(rows, np.ascontiguousarray(scales).reshape(-1, width), order, _pairs(), blocks)
     return blocks.reshape(*scales.shape, BLOCK // 2) if exact else None
 
 
@@ -93,39 +101,52 @@ def _pairs() -> np.ndarray:
     return bits[:, byte & 15] | (bits[:, byte >> 4] << 16)
 
 
-def _rows(blocks: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(blocks).reshape(-1, BLOCK // 2)
+def _ordered(order: np.ndarray | None, rows: int, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The order of rows, and the leading axes of what comes out."""
+    return (np.arange(rows), shape) if order is None else (order, order.shape)
 
 
 @numba.njit(nogil=True, cache=True)
-def _dequantize(blocks: np.ndarray, scales: np.ndarray, pairs: np.ndarray, out: np.ndarray) -> None:
-    for row in range(blocks.shape[0]):
-        table = pairs[scales[row]]
-        for column in range(16):
-            out[row, column] = table[blocks[row, column]]
+def _dequantize(blocks: np.ndarray, scales: np.ndarray, order: np.ndarray, pairs: np.ndarray, out: np.ndarray) -> None:
+    for i in range(len(order)):
+        row = order[i]
+        for block in range(scales.shape[1]):
+            table = pairs[scales[row, block]]
+            for column in range(16):
+                out[i, block, column] = table[blocks[row, block, column]]
 
 
 @numba.njit(nogil=True, cache=True)
-def _requantize(values: np.ndarray, scales: np.ndarray, pairs: np.ndarray, blocks: np.ndarray) -> bool:
+def _requantize(
+    values: np.ndarray, scales: np.ndarray, order: np.ndarray, pairs: np.ndarray, blocks: np.ndarray
+) -> bool:
     codes = np.empty(BLOCK, np.uint8)
-    for row in range(values.shape[0]):
-        # bf16 bits of 0.5 at this scale: the larger ones stand in steps of 64 above it, where 1 is the second
-        half = np.int32(np.int32(scales[row]) * 128 - 128)
-        wrong = np.int32(scales[row] < 2)  # the small ones are subnormal there, in other steps
-        for column in range(32):
-            # without branches and in 32 bits, for the compiler to do eight at a time
-            value = np.int32(values[row, column])
-            size = np.int32(value & np.int32(0x7FFF))
-            code = min(max(np.int32((size - half) >> np.int32(6)), np.int32(1)), np.int32(7))
-            exact = np.int32(half + (np.int32(code * np.int32(64)) if code > np.int32(1) else np.int32(0)))
-            not_zero = np.int32(size != 0)
-            wrong |= np.int32(exact * not_zero) ^ size
-            codes[column] = np.uint8(code * not_zero) | np.uint8((value >> np.int32(12)) & np.int32(8))
-        for column in range(16):
-            blocks[row, column] = codes[2 * column] | np.uint8(codes[2 * column + 1] << np.uint8(4))
-        if wrong and not _search(values[row], pairs[scales[row]], blocks[row]):
-            return False
+    for i in range(len(order)):
+        for block in range(scales.shape[1]):
+            row, scale, out = values[order[i], block], scales[i, block], blocks[i, block]
+            if not _requantize_block(row, scale, codes, out) and not _search(row, pairs[scale], out):
+                return False
     return True
+
+
+@numba.njit(inline="always")
+def _requantize_block(values: np.ndarray, scale: int, codes: np.ndarray, out: np.ndarray) -> bool:
+    """Encode 32 values by calculation; whether that is exact, which it is not for subnormals and infinities."""
+    # bf16 bits of 0.5 at this scale: the larger ones stand in steps of 64 above it, where 1 is the second
+    half = np.int32(np.int32(scale) * 128 - 128)
+    wrong = np.int32(scale < 2)  # the small ones are subnormal there, in other steps
+    for column in range(32):
+        # without branches and in 32 bits, for the compiler to do eight at a time
+        value = np.int32(values[column])
+        size = np.int32(value & np.int32(0x7FFF))
+        code = min(max(np.int32((size - half) >> np.int32(6)), np.int32(1)), np.int32(7))
+        exact = np.int32(half + (np.int32(code * np.int32(64)) if code > np.int32(1) else np.int32(0)))
+        not_zero = np.int32(size != 0)
+        wrong |= np.int32(exact * not_zero) ^ size
+        codes[column] = np.uint8(code * not_zero) | np.uint8((value >> np.int32(12)) & np.int32(8))
+    for column in range(16):
+        out[column] = codes[2 * column] | np.uint8(codes[2 * column + 1] << np.uint8(4))
+    return wrong == 0
 
 
 @numba.njit(nogil=True, cache=True)

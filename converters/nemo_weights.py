@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -29,7 +31,6 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import (
-    LoadPlan,
     ReadItem,
     SavePlan,
     TensorWriteData,
@@ -41,8 +42,10 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.utils.serialization import config as serialization
 
 from artifacts import write_bytes
+from converters.direct_io import DirectFile, WriteStream
 from converters.folders import FINISHED
 from converters.pool import run_all
+from converters.torch_archives import TorchArchives
 from errors import CheckpointError
 
 PREFIX = "module."
@@ -151,8 +154,25 @@ def _metadata(pieces: Sequence[Piece], empty_states: Sequence[str]) -> Metadata:
     return Metadata(stored)
 
 
+class _Files(FileSystem):
+    """Writes new files past the page cache."""
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike, mode: str) -> Generator[io.IOBase, None, None]:
+        if mode == "wb":
+            with WriteStream(Path(path)) as stream:
+                yield stream
+        else:
+            with super().create_stream(path, mode) as stream:
+                yield stream
+
+
 class _Writer(FileSystemWriter):
     """Writes the same bytes every time: without the path and the random number that torch notes and nobody reads."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.fs = _Files()
 
     def storage_meta(self) -> StorageMeta:
         return StorageMeta()
@@ -196,6 +216,8 @@ class WeightsReader:
             raise CheckpointError(f"{folder}/.metadata is damaged ({error}): import or train it again.") from None
         self._reader.set_up_storage_reader(self.metadata, is_coordinator=True)
         self._chunks = cache(self._chunks_by_leading)
+        self._archives = TorchArchives()
+        self._open = lru_cache(64)(DirectFile)  # Megatron writes two files a rank
 
     @cached_property
     def tensors(self) -> dict[str, TensorStorageMetadata]:
@@ -234,21 +256,33 @@ class WeightsReader:
         rest[0] = stop - start
         offset = (*leading, start, *(0 for _ in rest[1:]))
         size = (*(1 for _ in leading), *rest)
-        target = torch.empty(size, dtype=self.dtype(key))
         local = ChunkStorageMetadata(torch.Size(offset), torch.Size(size))
         chunks = self._chunks(key, len(leading)).get(leading, self.tensors[key].chunks)
         near = TensorStorageMetadata(self.tensors[key].properties, self.tensors[key].size, chunks)
         items = create_read_items_for_chunk_list(PREFIX + key, near, [local])
-        if sum(item.lengths.numel() for item in items) != target.numel():
+        if sum(item.lengths.numel() for item in items) != local.sizes.numel():
             raise CheckpointError(f"{self.folder} lacks a part of {key}: make the checkpoint again.")
         try:
-            self._reader.read_data(LoadPlan(items), _IntoOneTensor(target)).wait()
-        except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            parts = [self._read(item) for item in items]
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
                 f"{self.folder}: {key} cannot be read ({reason}): make the checkpoint again."
             ) from None
-        return target.reshape(rest)
+        if len(parts) == 1:
+            return parts[0].reshape(rest)
+        whole = torch.empty(size, dtype=self.dtype(key))
+        for item, part in zip(items, parts, strict=True):
+            whole[_slices(item.dest_offsets, item.lengths)] = part
+        return whole.reshape(rest)
+
+    def _read(self, item: ReadItem) -> torch.Tensor:
+        """What a chunk holds of what is wanted."""
+        stored = self._reader.storage_data[item.storage_index]
+        archive = self._open(self.folder / stored.relative_path).read(stored.offset, stored.length)
+        if len(archive) < stored.length:
+            raise EOFError(f"{stored.relative_path} is truncated")
+        return self._archives.tensor(archive)[_slices(item.storage_offsets, item.lengths)]
 
     def _chunks_by_leading(self, key: str, axes: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
         """Chunks by their indices along the stacked axes, which they never span; looked up instead of searched."""
@@ -260,15 +294,5 @@ class WeightsReader:
         return dict(found)
 
 
-class _IntoOneTensor(DefaultLoadPlanner):
-    """Lets the reader put what it reads into one tensor."""
-
-    def __init__(self, target: torch.Tensor) -> None:
-        super().__init__()
-        self.target = target
-
-    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
-        ranges: Iterable[tuple[int, int]] = zip(read_item.dest_offsets, read_item.lengths, strict=True)
-        return self.target[tuple(slice(start, start + length) for start, length in ranges)]
-
-    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None: ...
+def _slices(offsets: Iterable[int], lengths: Iterable[int]) -> tuple[slice, ...]:
+    return tuple(slice(start, start + length) for start, length in zip(offsets, lengths, strict=True))

@@ -1,4 +1,4 @@
-"""Work on several tensors at once: one thread a core, a few of them; NumPy, torch and the kernels release the GIL."""
+"""Work on several tensors at once, in threads: NumPy, torch, the kernels and the disk release the GIL."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
-# Each holds one expert in a few forms (about 0.1 GB of gpt-oss): this bounds memory, and the disk is full long before.
-WORKERS = max(2, min(8, len(os.sched_getaffinity(0))))
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
+# One more than cores, because some always wait for the disk. Each holds one expert in a few forms (0.15 GB of gpt-oss),
+# which is what bounds memory; six are more than any disk keeps up with.
+WORKERS = max(3, min(6, _CORES + 1))
 
 
 def run_all(jobs: Iterable[Callable[[], object]]) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from artifacts import write_text
+from converters.direct_io import DirectFile
 from converters.pool import run_all
 from converters.stored_tensor import DTYPES, StoredTensor, stored_tensors
 from errors import CheckpointError
@@ -30,11 +31,14 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 class SafetensorsReader:
     """Lazy view of all tensors of a folder, or of one file.
 
+    Args:
+        cached: read through the page cache (see DirectFile).
     Raises:
         CheckpointError: a file is missing or damaged, or files and index disagree.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, cached: bool = False) -> None:
+        self._cached = cached
         self.folder = path if path.is_dir() else path.parent
         self._single = None if path.is_dir() else path.name
         self._opened: dict[str, dict[str, StoredTensor]] = {}
@@ -101,7 +105,7 @@ class SafetensorsReader:
             path = self.folder / name
             try:
                 with safe_open(path, framework="pt"):  # the library checks the header
-                    self._opened[name] = stored_tensors(path)
+                    self._opened[name] = stored_tensors(DirectFile(path, cached=self._cached))
             except FileNotFoundError:
                 raise CheckpointError(f"{path} is missing: fetch the model again.") from None
             except (SafetensorError, OSError) as error:
@@ -167,21 +171,20 @@ def write_file(
     header, starts = _header([tensor for group in groups for tensor in group.tensors])
     strides = {t.name: t.bytes // t.shape[0] for group in groups for t in group.tensors}
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(header)
-        file.truncate(len(header) + sum(group.bytes for group in groups))
-        file.flush()
+    file = DirectFile(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    os.truncate(temporary, len(header) + sum(group.bytes for group in groups))
+    file.write(header, 0)
 
-        def write(job: Callable[[], Sequence[Slab]]) -> None:
-            size = 0
-            for slab in job():
-                data = _bytes(slab.data)
-                _write_at(file.fileno(), data, len(header) + starts[slab.tensor] + slab.index * strides[slab.tensor])
-                size += len(data)
-            progress(size, 1)
+    def write(job: Callable[[], Sequence[Slab]]) -> None:
+        size = 0
+        for slab in job():
+            data = _bytes(slab.data)
+            file.write(data, len(header) + starts[slab.tensor] + slab.index * strides[slab.tensor])
+            size += len(data)
+        progress(size, 1)
 
-        run_all((lambda job=job: write(job)) for group in groups for job in group.jobs)
-        os.fsync(file.fileno())
+    run_all((lambda job=job: write(job)) for group in groups for job in group.jobs)
+    os.fsync(file.fileno())
     finishing()
     temporary.rename(path)
 
@@ -242,9 +245,3 @@ def _header(tensors: Sequence[TensorSpec]) -> tuple[bytes, dict[str, int]]:
 def _bytes(data: torch.Tensor | np.ndarray) -> memoryview:
     array = data.contiguous().view(torch.uint8).numpy() if isinstance(data, torch.Tensor) else data
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _write_at(descriptor: int, data: memoryview, position: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, position)
-        data, position = data[written:], position + written

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
 import torch
 
+from converters.direct_io import DirectFile
 from errors import CheckpointError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
 
 
 class StoredTensor:
-    """Reads with pread: of a mapped file every page costs a fault, and counts as memory of this process."""
+    """Reads, and does not map: of a mapped file every page costs a fault, and counts as memory of this process."""
 
-    def __init__(self, file: BinaryIO, start: int, stored: str, shape: tuple[int, ...]) -> None:
+    def __init__(self, file: DirectFile, start: int, stored: str, shape: tuple[int, ...]) -> None:
         self._file = file
         self._start = start
         self._stored = stored
@@ -32,7 +29,7 @@ class StoredTensor:
             CheckpointError: none that a gpt-oss checkpoint is stored in.
         """
         if self._stored not in DTYPES:
-            raise CheckpointError(f"{self._file.name} holds the dtype {self._stored}, which is not read.")
+            raise CheckpointError(f"{self._file.path} holds the dtype {self._stored}, which is not read.")
         return DTYPES[self._stored]
 
     def __getitem__(self, rows: int | slice) -> torch.Tensor:
@@ -43,25 +40,20 @@ class StoredTensor:
         """
         first, last, _ = (slice(rows, rows + 1) if isinstance(rows, int) else rows).indices(self.shape[0])
         size = torch.Size(self.shape[1:]).numel() * self.dtype.itemsize
-        buffer = np.empty((last - first) * size, np.uint8)
-        left, position = memoryview(buffer.data), self._start + first * size
-        while left:
-            read = os.preadv(self._file.fileno(), [left], position)
-            if not read:
-                raise CheckpointError(f"{self._file.name} is truncated or damaged: fetch it again.")
-            left, position = left[read:], position + read
+        data = self._file.read(self._start + first * size, (last - first) * size)
+        if len(data) < (last - first) * size:
+            raise CheckpointError(f"{self._file.path} is truncated or damaged: fetch it again.")
         shape = self.shape[1:] if isinstance(rows, int) else (last - first, *self.shape[1:])
-        return torch.from_numpy(buffer).view(self.dtype).reshape(shape)
+        return torch.from_numpy(data).view(self.dtype).reshape(shape)
 
 
-def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file whose header is known to be right.
+def stored_tensors(file: DirectFile) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file whose header is known to be right.
 
     Source: the safetensors format, https://huggingface.co/docs/safetensors: length, JSON header, data.
     """
-    file = path.open("rb", buffering=0)
-    length = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(length))
+    length = int.from_bytes(file.read(0, 8), "little")
+    header = json.loads(file.read(8, length).tobytes())
     header.pop("__metadata__", None)
     return {
         name: StoredTensor(file, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
