@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)
 
-from benchmarks.measure import GIB, Cost, plain_write, run  # noqa: E402
+from benchmarks.measure import GIB, Cost, plain_read, plain_write, run  # noqa: E402
 from benchmarks.random_checkpoint import write_random_checkpoint  # noqa: E402
 
 CONVERT = [sys.executable, "-m", "launch.cli", "convert"]
@@ -35,13 +35,14 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def line(step: str, size: int, cost: Cost, plain: float | None = None) -> None:
-    ratio = f"{cost.seconds / plain:5.2f} × {plain:.1f} s" if plain else ""
+def line(step: str, size: int, cost: Cost, plain: tuple[float, float] | None = None) -> None:
     speed = size / 1e9 / cost.seconds
     memory = f"{cost.anonymous / GIB:8.2f} {cost.resident / GIB:8.2f}"
-    print(
-        f"{step:16} {size / 1e9:7.2f} {cost.seconds:8.1f} {cost.cpu:7.1f} {speed:6.2f} {memory}   {ratio}", flush=True
-    )
+    ratios = ""
+    if plain:
+        read, write = plain
+        ratios = f"{cost.seconds / write:8.2f} {cost.seconds / (read + write):10.2f}   {write:.1f}, {read:.1f}"
+    print(f"{step:16} {size / 1e9:7.2f} {cost.seconds:8.1f} {cost.cpu:7.1f} {speed:6.2f} {memory} {ratios}", flush=True)
 
 
 def convert_all(model: str, layers: int | None, folder: Path) -> None:
@@ -50,15 +51,17 @@ def convert_all(model: str, layers: int | None, folder: Path) -> None:
     config = write_random_checkpoint(hf, model, layers)
     stored = size_of(hf)
     plainly = _bf16_bytes(config)
-    memory = f"{'RSS GiB':>8} {'w/ files':>8}"
-    print(f"{'step':16} {'GB':>7} {'s':>8} {'CPU s':>7} {'GB/s':>6} {memory}   ratio × plain write with fsync")
+    print(f"{'':58} {'× plain':>17} {'× plain':>10}   plain write with")
+    head = f"{'step':16} {'GB':>7} {'s':>8} {'CPU s':>7} {'GB/s':>6} {'RSS GiB':>8} {'w/ files':>8}"
+    print(f"{head} {'write':>8} {'read+write':>10}   fsync, plain read: s")
 
-    plain = plain_write(folder, plainly)
+    plain = plain_read(hf), plain_write(folder, plainly)
     cost = run([*CONVERT, "import", hf, nemo])
     line("import", size_of(nemo), cost, plain)
     line("verify HF NeMo", stored + size_of(nemo), run([*CONVERT, "verify", hf, nemo]))
 
-    plain = plain_write(folder, stored)
+    read = plain_read(nemo)
+    plain = read, plain_write(folder, stored)
     line("export mxfp4", stored, run([*CONVERT, "export", nemo, mxfp4, "--weights", "mxfp4"]), plain)
     line("verify HF export", 2 * stored, run([*CONVERT, "verify", hf, mxfp4]))
     shutil.rmtree(mxfp4)
@@ -68,7 +71,7 @@ def convert_all(model: str, layers: int | None, folder: Path) -> None:
     if free < plainly + 2 * 10**9:
         print(f"export bf16: left out, it needs {plainly / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: use --layers.")
         return
-    plain = plain_write(folder, plainly)
+    plain = read, plain_write(folder, plainly)
     line("export bf16", plainly, run([*CONVERT, "export", nemo, bf16, "--weights", "bf16"]), plain)
     line("verify NeMo bf16", 2 * plainly, run([*CONVERT, "verify", nemo, bf16]))
 
@@ -94,38 +97,42 @@ def against_stock(layers: int, folder: Path) -> None:
     stock = run([sys.executable, ROOT / "benchmarks" / "stock_import.py", hf, folder / "stock"])
     seconds = json.loads(stock.output.splitlines()[-1])
     shutil.rmtree(folder / "stock")
-    load = run([sys.executable, __file__, "--load", hf])
+    load, timed = (run([sys.executable, __file__, "--time", part, hf, folder / part]) for part in ("load", "import"))
+    shutil.rmtree(folder / "import")
     ours = run([*CONVERT, "import", hf, folder / "ours"])
-    loaded = float(load.output.splitlines()[-1])
+    loaded, imported = (float(cost.output.splitlines()[-1]) for cost in (load, timed))
     print(f"whole process, CPU seconds: NeMo {stock.cpu:.1f}, ours {ours.cpu:.1f}")
     print(f"{'':24} {'NeMo s':>8} {'ours s':>8} {'ratio':>6}   {'NeMo GiB':>8} {'ours GiB':>8}")
     for name, theirs, mine, cost in (
         ("load and dequantize", seconds["load"], loaded, load),
-        ("import", seconds["all"], ours.seconds, ours),
+        ("import", seconds["all"], imported, timed),
         ("import, whole process", stock.seconds, ours.seconds, ours),
     ):
         memory = f"{stock.anonymous / GIB:8.2f} {cost.anonymous / GIB:8.2f}"
         print(f"{name:24} {theirs:8.1f} {mine:8.2f} {theirs / mine:6.1f}   {memory}", flush=True)
 
 
-def load_all(hf: Path) -> None:
-    """Read and dequantize every tensor, as an import does; print the seconds."""
+def time_part(part: str, hf: Path, nemo: Path) -> None:
+    """Print the seconds of an import, or of its reading and dequantizing of every tensor, without Python's start."""
     import numpy as np
 
     from converters.hf_reader import HfReader
+    from converters.import_hf import import_checkpoint
     from converters.mapping import layers_of, places
     from converters.mxfp4 import dequantize
     from converters.pool import run_all
 
     dequantize(np.zeros((1, 1, 16), np.uint8), np.zeros((1, 1), np.uint8))  # the kernel comes from numba's cache
     started = time.perf_counter()
-    reader = HfReader(hf, cached=True)
-    tensors = list(layers_of(reader.config))
-    run_all(
-        lambda entry=entry, place=place: [reader.read(entry, place), None][1]  # read, and let go
-        for entry, layer in tensors
-        for place in places(entry, reader.config, layer)
-    )
+    if part == "import":
+        import_checkpoint(hf, nemo)
+    else:
+        reader = HfReader(hf, cached=True)
+        run_all(
+            lambda entry=entry, place=place: [reader.read(entry, place), None][1]  # read, and let go
+            for entry, layer in layers_of(reader.config)
+            for place in places(entry, reader.config, layer)
+        )
     print(time.perf_counter() - started)
 
 
@@ -135,22 +142,22 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="take only the first layers")
     parser.add_argument("--stock", action="store_true", help="compare with NeMo's importer, on one layer of the 20b")
     parser.add_argument("--folder", type=Path, help="where to work; a new folder in it is removed afterwards")
-    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--time", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.load:
-        load_all(options.load)
+    if options.time:
+        part, hf, nemo = options.time
+        time_part(part, Path(hf), Path(nemo))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the folder goes then, too
     folder = Path(tempfile.mkdtemp(prefix="convert-", dir=options.folder))
     try:
-        if options.stock:
-            options.layers = options.layers or 1
-        layers = "all layers" if options.layers is None else f"{options.layers} layer{'s' * (options.layers > 1)}"
+        number = options.layers or (1 if options.stock else None)
+        layers = "all layers" if number is None else f"{number} layer{'s' * (number > 1)}"
         print(f"{options.model}, {layers}, {os.cpu_count()} cores, Python {platform.python_version()}, {folder}")
         if options.stock:
-            against_stock(options.layers, folder)
+            against_stock(number or 1, folder)
         else:
-            convert_all(options.model, options.layers, folder)
+            convert_all(options.model, number, folder)
     finally:
         shutil.rmtree(folder)
 

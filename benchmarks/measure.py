@@ -73,6 +73,20 @@ def plain_write(folder: Path, size: int) -> float:
     return seconds
 
 
+def plain_read(folder: Path) -> float:
+    """Seconds to read the files of a folder from the disk, one after the other."""
+    files, block = [file for file in folder.rglob("*") if file.is_file()], bytearray(2**24)
+    for file in files:
+        with file.open("rb") as stream:  # out of the page cache
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    started = time.perf_counter()
+    for file in files:
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(block):
+                pass
+    return time.perf_counter() - started
+
+
 def _cpu_of_children() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

@@ -6,7 +6,6 @@ for gpt-oss that takes longer than decoding MXFP4.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import weakref
 from collections import defaultdict
@@ -31,8 +30,6 @@ def empty_bytes(size: int) -> np.ndarray:
         pages = _left[reserved].pop()
     except IndexError:
         pages = mmap.mmap(-1, reserved, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(AttributeError, OSError):  # not on macOS, nor with every kernel
-            pages.madvise(mmap.MADV_HUGEPAGE)
     array = np.frombuffer(pages, np.uint8, size)
     weakref.finalize(array, _left[reserved].append, pages).atexit = False
     return array
