@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import mmap
 import weakref
-from collections import defaultdict
 
 import numpy as np
 
 LARGE = 2**20
 """Bytes from which on memory is kept; NumPy and the C library do the smaller ones well."""
 _BLOCK = 2**25  # holds any part of gpt-oss that is converted at once: with one size, all of them share it
-_left: defaultdict[int, list[mmap.mmap]] = defaultdict(list)
+_LARGEST = 2**27  # what is larger is nothing that comes again and again
+_left: dict[int, list[mmap.mmap]] = {}
 
 
 def empty_bytes(size: int) -> np.ndarray:
@@ -25,11 +25,18 @@ def empty_bytes(size: int) -> np.ndarray:
     """
     if size < LARGE:
         return np.empty(size, np.uint8)
+    if size > _LARGEST:
+        return np.frombuffer(_pages(size), np.uint8, size)
     reserved = max(_BLOCK, 1 << (size - 1).bit_length())  # pages that nobody touches take no memory
+    left = _left.setdefault(reserved, [])
     try:
-        pages = _left[reserved].pop()
+        pages = left.pop()
     except IndexError:
-        pages = mmap.mmap(-1, reserved, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pages = _pages(reserved)
     array = np.frombuffer(pages, np.uint8, size)
-    weakref.finalize(array, _left[reserved].append, pages).atexit = False
+    weakref.finalize(array, left.append, pages).atexit = False
     return array
+
+
+def _pages(size: int) -> mmap.mmap:
+    return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

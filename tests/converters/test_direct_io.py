@@ -154,7 +154,7 @@ def test_memory_is_used_again_only_when_no_view_is_left() -> None:
     assert (second == 2).all()
 
 
-@pytest.mark.parametrize("size", [0, 1, LARGE - 1, LARGE, 2**25, 2**25 + 1])
+@pytest.mark.parametrize("size", [0, 1, LARGE - 1, LARGE, 2**25, 2**25 + 1, 2**27 + 1])
 def test_memory_has_its_size_and_begins_at_a_page(size: int) -> None:
     memory = empty_bytes(size)
     assert (memory.shape, memory.dtype) == ((size,), np.uint8)
