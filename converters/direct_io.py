@@ -42,6 +42,8 @@ class DirectFile:
             with contextlib.suppress(OSError):  # not on every file system
                 self._direct = os.open(path, flags & ~os.O_TRUNC | os.O_CLOEXEC | os.O_DIRECT)
                 weakref.finalize(self, os.close, self._direct)
+                # what still goes through the cache are a few bytes here and there: the kernel is not to read ahead
+                os.posix_fadvise(self._cached, 0, 0, os.POSIX_FADV_RANDOM)
 
     @property
     def cached(self) -> bool:
@@ -79,7 +81,7 @@ class DirectFile:
         return self._cached
 
     def _refused(self, error: OSError) -> None:
-        if error.errno != errno.EINVAL:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise error
         self._direct = None  # some file systems open a file for direct requests, and refuse them
 

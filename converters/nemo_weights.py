@@ -279,10 +279,8 @@ class WeightsReader:
     def _read(self, item: ReadItem) -> torch.Tensor:
         """What a chunk holds of what is wanted."""
         stored = self._reader.storage_data[item.storage_index]
-        archive = self._open(self.folder / stored.relative_path).read(stored.offset, stored.length)
-        if len(archive) < stored.length:
-            raise EOFError(f"{stored.relative_path} is truncated")
-        return self._archives.tensor(archive)[_slices(item.storage_offsets, item.lengths)]
+        file = self._open(self.folder / stored.relative_path)
+        return self._archives.read(file, stored.offset, stored.length, item.storage_offsets, item.lengths)
 
     def _chunks_by_leading(self, key: str, axes: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
         """Chunks by their indices along the stacked axes, which they never span; looked up instead of searched."""

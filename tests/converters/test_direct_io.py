@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import io
 import os
 import pickle
 from collections.abc import Callable
@@ -165,39 +164,77 @@ def test_memory_has_its_size_and_begins_at_a_page(size: int) -> None:
 # ---- archives of torch.save ---------------------------------------------------------------------------------------
 
 
-def archive(tensor: torch.Tensor) -> np.ndarray:
-    buffer = io.BytesIO()
-    torch.save(tensor, buffer)
-    return np.frombuffer(buffer.getvalue(), np.uint8)
+def stored(tensors: list[torch.Tensor], path: Path) -> list[tuple[int, int]]:
+    """Write one archive after the other; where each begins, and how long it is."""
+    places = []
+    with path.open("wb") as file:
+        file.write(b"odd")
+        for tensor in tensors:
+            start = file.tell()
+            torch.save(tensor, file)
+            places.append((start, file.tell() - start))
+    return places
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16, torch.uint8])
-def test_archives_are_read_as_torch_reads_them(dtype: torch.dtype) -> None:
-    archives, random = TorchArchives(), torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.uint8])
+@pytest.mark.parametrize("width", [6, 1030], ids=["small", "large"])
+def test_parts_of_archives_are_what_torch_reads(tmp_path: Path, dtype: torch.dtype, width: int) -> None:
+    random = torch.Generator().manual_seed(0)
 
     def tensor(*shape: int) -> torch.Tensor:
         return torch.randint(0, 100, shape, generator=random).to(dtype)
 
-    matrix = tensor(6, 6)
-    stored = [
-        tensor(1, 1, 6, 6),
-        tensor(1, 1, 6, 6),  # as the one before: read with what was learned of it
-        tensor(6, 1, 1, 6),  # as many values of the same rank, in another shape
-        matrix.T,  # the same shape as the next one, stored in another order
-        matrix,
+    square, buffer = tensor(width, width), tensor(2 * width)
+    tensors = [
+        tensor(1, 1, width, width),
+        tensor(1, 1, width, width),  # as the one before: read with what was learned of it
+        tensor(width, 1, 1, width),  # as many values of the same rank, in another shape
+        tensor(2, 3, width),
+        square.T,  # the same shape as the next one, stored in another order
+        square,
+        buffer[5 : 5 + width],  # of a larger storage
         tensor(0, 4),
         tensor(1)[0],
     ]
-    for original in (*stored, *stored):
-        found = archives.tensor(archive(original))
-        assert found.dtype == dtype
-        assert torch.equal(found, original)
-        assert found.data_ptr() % dtype.itemsize == 0
+    places = stored(tensors, tmp_path / "file")
+    archives, file = TorchArchives(), DirectFile(tmp_path / "file")
+    for original, (start, size) in [*zip(tensors, places, strict=True)] * 2:
+        whole = ([0] * original.dim(), list(original.shape))
+        parts = [whole]
+        for _ in range(8 if original.numel() else 0):
+            ends = [sorted(torch.randint(0, n + 1, (2,), generator=random).tolist()) for n in original.shape]
+            parts.append(([first for first, _ in ends], [max(1, last - first) for first, last in ends]))
+            parts[-1] = ([min(o, n - 1) for o, n in zip(parts[-1][0], original.shape, strict=True)], parts[-1][1])
+        for offsets, lengths in parts:
+            found = archives.read(file, start, size, offsets, lengths)
+            expected = original[tuple(slice(o, o + n) for o, n in zip(offsets, lengths, strict=True))]
+            assert found.dtype == dtype
+            assert found.shape == torch.Size(lengths)
+            assert torch.equal(found, expected)
+            assert found.data_ptr() % dtype.itemsize == 0
 
 
-def test_what_is_no_archive_is_an_error() -> None:
-    archives, whole = TorchArchives(), archive(torch.zeros(1000))
-    archives.tensor(whole)
-    for damaged in (whole[:-500], np.zeros(len(whole), np.uint8)):
+def test_a_part_of_a_large_archive_is_read_without_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ((start, size),) = stored([torch.arange(2**23).reshape(2**13, 2**10)], tmp_path / "file")
+    read: list[int] = []
+    plain = os.preadv
+
+    def noted(*arguments: object) -> int:
+        read.append(plain(*arguments))  # pyright: ignore[reportArgumentType]
+        return read[-1]
+
+    monkeypatch.setattr(direct_io.os, "preadv", noted)
+    found = TorchArchives().read(DirectFile(tmp_path / "file"), start, size, [100, 0], [50, 2**10])
+    assert torch.equal(found, torch.arange(100 * 2**10, 150 * 2**10).reshape(50, 2**10))
+    assert sum(read) < 2**20
+
+
+def test_what_is_no_archive_is_an_error(tmp_path: Path) -> None:
+    ((start, size),) = stored([torch.zeros(1000)], tmp_path / "file")
+    archives = TorchArchives()
+    archives.read(DirectFile(tmp_path / "file"), start, size, [0], [1000])
+    whole = (tmp_path / "file").read_bytes()
+    for number, damaged in enumerate((whole[:-2500], whole[:100], bytes(len(whole)))):
+        (tmp_path / str(number)).write_bytes(damaged)
         with pytest.raises((RuntimeError, ValueError, EOFError, pickle.UnpicklingError)):
-            archives.tensor(damaged)
+            archives.read(DirectFile(tmp_path / str(number)), start, size, [0], [1000])
