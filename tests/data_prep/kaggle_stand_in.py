@@ -67,6 +67,8 @@ def _handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
         def do_GET(self):
             asked = self.headers.get("Range")
             stand_in.asked.append(asked)
+            # now: once the client has the header it may ask again, and be answered by another thread
+            cut = stand_in.cuts.pop(0) if stand_in.cuts else None
             start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
             body = stand_in.archive[start:]
             self.send_response(206 if asked else 200)
@@ -82,7 +84,6 @@ def _handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
             ):
                 self.send_header(name, value)
             self.end_headers()
-            cut = stand_in.cuts.pop(0) if stand_in.cuts else None
             self.wfile.write(body[:cut])
             self.wfile.flush()
             while cut is not None and stand_in.stalls:
