@@ -83,10 +83,24 @@ def cancel(run: Run) -> None:
         return
     stopped = [row for row in status.of_run(run) if row.active]
     for row in reversed(stopped):  # the last first, so that none starts because the one before it ended
-        launch.experiment.cancel(row.stage)  # pyright: ignore[reportOptionalMemberAccess]
+        assert launch is not None
+        _cancel_job(launch, row.stage, row.job)
         print(f"{row.stage}: job {row.job} cancelled")
     if not stopped:
         print("nothing runs or waits")
+
+
+def _cancel_job(launch: Launch, stage: str, job: str) -> None:
+    from launch.login import ask
+
+    tunnel = getattr(launch.jobs[stage].executor, "tunnel", None)
+    if tunnel is None:
+        launch.experiment.cancel(stage)
+        return
+    # not NeMo-Run's Experiment.cancel (nemo-run 0.11.1): it leaves out, without a word, a job that it just cannot find
+    answer = ask(tunnel, "scancel", job)
+    if not answer.ok:
+        raise LaunchError(f"job {job} of stage {stage} was not cancelled ({answer.err.strip()}): try again.")
 
 
 def _current_stage(run: str, launch: Launch) -> str:
