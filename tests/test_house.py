@@ -21,7 +21,15 @@ HEAVY = {"nemo": "nemo", "megatron": "nemo", "lightning": "nemo", "nemo_run": "n
 MAY_IMPORT = {
     "nemo": {
         "evaluation": {"megatron_model"},
-        "modeling": {"cpu_backend", "expert_lora", "gradients", "inference", "layer_spec", "model_config"},
+        "modeling": {
+            "cpu_backend",
+            "expert_lora",
+            "gradients",
+            "grouped_experts",
+            "inference",
+            "layer_spec",
+            "model_config",
+        },
         "recipes": {"continuing", "expert_load", "loggers", "preemption", "saving", "training", "watching"},
     },
     "nemo_run": {
