@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
@@ -45,7 +45,7 @@ from artifacts import write_bytes
 from converters.direct_io import DirectFile, WriteStream
 from converters.folders import FINISHED
 from converters.pool import run_all
-from converters.torch_archives import TorchArchives
+from converters.torch_archives import TorchArchives, region
 from errors import CheckpointError
 
 PREFIX = "module."
@@ -273,7 +273,7 @@ class WeightsReader:
             return parts[0].reshape(rest)
         whole = torch.empty(size, dtype=self.dtype(key))
         for item, part in zip(items, parts, strict=True):
-            whole[_slices(item.dest_offsets, item.lengths)] = part
+            whole[region(item.dest_offsets, item.lengths)] = part
         return whole.reshape(rest)
 
     def _read(self, item: ReadItem) -> torch.Tensor:
@@ -290,7 +290,3 @@ class WeightsReader:
                 return {}
             found[tuple(chunk.offsets[:axes])].append(chunk)
         return dict(found)
-
-
-def _slices(offsets: Iterable[int], lengths: Iterable[int]) -> tuple[slice, ...]:
-    return tuple(slice(start, start + length) for start, length in zip(offsets, lengths, strict=True))

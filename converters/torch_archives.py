@@ -61,7 +61,7 @@ class TorchArchives:
             first, count = run
             return _items(file, data + first * item, count * item, layout.dtype).reshape(tuple(lengths))
         whole = _items(file, data, layout.bytes, layout.dtype).as_strided(layout.shape, layout.stride, layout.first)
-        return whole[tuple(slice(start, start + length) for start, length in zip(offsets, lengths, strict=True))]
+        return whole[region(offsets, lengths)]
 
     def _learn(self, file: DirectFile, position: int, size: int) -> _Layout:
         # a tensor without memory, of a storage that knows where in the archive it stands
@@ -80,6 +80,11 @@ class TorchArchives:
         )
         self._layouts[size] = layout
         return layout
+
+
+def region(offsets: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
+    """The index of a part of a tensor: along each axis, from an offset on, so many items."""
+    return tuple(slice(start, start + length) for start, length in zip(offsets, lengths, strict=True))
 
 
 def _items(file: DirectFile, position: int, size: int, dtype: torch.dtype) -> torch.Tensor:
