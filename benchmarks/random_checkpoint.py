@@ -12,16 +12,13 @@ import torch
 from converters.hf_reader import BLOCKS, SCALES
 from converters.mapping import Entry, Place, layers_of, places
 from converters.mxfp4 import BLOCK
-from converters.openai_layout import QUANTIZATION
-from converters.safetensors_files import Group, Slab, TensorSpec, write_sharded
-from modeling.hf_config import GptOssConfig
-
-CONFIGS = Path(__file__).parents[1] / "modeling" / "configs"
+from converters.storage.safetensors_files import Group, Slab, TensorSpec, write_sharded
+from modeling.hf_config import GptOssConfig, published_config
 
 
 def write_random_checkpoint(folder: Path, model: str, layers: int | None = None, seed: int = 0) -> GptOssConfig:
     """Write config.json, a tokenizer and the weights of `model`, cut to its first `layers` layers."""
-    raw = json.loads((CONFIGS / f"{model}.json").read_text()) | {"quantization_config": QUANTIZATION}
+    raw = published_config(model)
     layers = layers or int(raw["num_hidden_layers"])
     raw |= {"num_hidden_layers": layers, "layer_types": raw["layer_types"][:layers]}
     folder.mkdir(parents=True)

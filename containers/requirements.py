@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import tomllib
 
 ROOT = Path(__file__).parents[1]
 KEPT = ("torch", "torchvision", "triton", "pytorch-triton", "transformer-engine", "flash-attn", "apex")

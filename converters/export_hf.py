@@ -11,9 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from artifacts import write_text
-from converters.folders import (
-    FINISHED,
+from common.artifacts import FINISHED, write_text
+from common.errors import CheckpointError, ConfigurationError
+from common.progress import Progress, TensorCounter, quiet
+from common.values import parse_size
+from converters.hf_reader import BLOCKS, SCALES
+from converters.lora import Adapter
+from converters.mapping import TABLE, Entry, Place, layers_of, places
+from converters.model_card import card_text
+from converters.mxfp4 import BLOCK, dequantize, quantize, requantize
+from converters.nemo_folder import CONFIG, SCALES_FILE, TOKENIZER, checkpoint_identity
+from converters.openai_layout import QUANTIZATION
+from converters.output_folder import (
     GENERATION,
     LICENSES,
     TOKENIZER_FILES,
@@ -22,20 +31,9 @@ from converters.folders import (
     resumable_folder,
     source_files,
 )
-from converters.hf_reader import BLOCKS, SCALES
-from converters.import_hf import CONFIG, SCALES_FILE
-from converters.lora import Adapter
-from converters.mapping import TABLE, Entry, Place, layers_of, places
-from converters.model_card import model_card
-from converters.mxfp4 import BLOCK, dequantize, quantize, requantize
-from converters.nemo_context import TOKENIZER
-from converters.nemo_weights import WeightsReader
-from converters.openai_layout import QUANTIZATION
-from converters.progress import Counter, Progress
-from converters.safetensors_files import Group, SafetensorsReader, Slab, TensorSpec, write_sharded
-from converters.sizes import parse_size
-from converters.transpose import transpose
-from errors import CheckpointError, ConfigurationError
+from converters.storage.nemo_weights import WeightsReader
+from converters.storage.safetensors_files import Group, SafetensorsReader, Slab, TensorSpec, write_sharded
+from converters.storage.transposition import transpose
 from modeling.hf_config import GptOssConfig
 
 MXFP4 = "mxfp4"
@@ -85,7 +83,7 @@ def export_checkpoint(
     shard_size: str = "5GB",
     like: Path | None = None,
     usage: str = "",
-    progress: Progress = lambda done: None,
+    progress: Progress = quiet,
 ) -> Path:
     """Write a complete Hugging Face folder: safetensors with index, config, generation_config, tokenizer, model card.
 
@@ -122,7 +120,7 @@ def export_checkpoint(
     with resumable_folder(out, "hf-checkpoint", inputs, total) as (folder, details):
         noted = folder / f"quantization{FINISHED}"
         export.quantization.load(noted)
-        count = Counter(total, sum(len(group.jobs) for group in groups), progress)
+        count = TensorCounter("export", total, sum(len(group.jobs) for group in groups), progress)
         write_sharded(folder, groups, limit, count, lambda: export.quantization.save(noted))
         details |= {"nemo": str(nemo), "adapter": str(adapter) if adapter else None}
         if weights == MXFP4:
@@ -172,12 +170,6 @@ class Source:
         unknown = [key for key in self.weights.tensors if key not in known and "_extra_state" not in key]
         if unknown:
             raise CheckpointError(f"{self.weights.folder} holds tensors that gpt-oss has not, such as {unknown[0]}.")
-
-
-def checkpoint_identity(nemo: Path) -> dict[str, Any]:
-    """What tells a NeMo checkpoint from another."""
-    files = sorted((nemo / "weights").iterdir())
-    return {f"{nemo}/{name}": value for name, value in source_files([*files, nemo / "context" / "io.json"]).items()}
 
 
 class _Export:
@@ -270,7 +262,7 @@ def _write_files(source: Source, folder: Path, export: _Export, details: dict[st
     copy_files((GENERATION, *LICENSES), beside, folder)
     copy_files(TOKENIZER_FILES, source.tokenizer, folder)
     storage = MXFP4 if export.mxfp4 else str(export.plain_dtype(TABLE[0])).removeprefix("torch.")
-    (folder / "README.md").write_text(model_card(source.nemo, source.like, storage, details, usage))
+    (folder / "README.md").write_text(card_text(source.nemo, source.like, storage, details, usage))
 
 
 def _write_config(original: Path, target: Path, export: _Export) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.errors import CheckpointError, ConfigurationError
 from converters import openai_layout
 from converters.mapping import Entry, Place, layers_of
 from converters.mxfp4 import BLOCK, dequantize
-from converters.safetensors_files import SafetensorsReader
-from converters.stored_tensor import StoredTensor
-from converters.transpose import transpose
-from errors import CheckpointError, ConfigurationError
+from converters.storage.safetensors_files import SafetensorsReader
+from converters.storage.stored_tensor import StoredTensor
+from converters.storage.transposition import transpose
 from modeling.hf_config import GptOssConfig
 
 BLOCKS, SCALES = "_blocks", "_scales"

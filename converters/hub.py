@@ -6,9 +6,9 @@ import re
 import time
 from pathlib import Path
 
-from artifacts import MANIFEST
-from converters.folders import GENERATION, LICENSES, TOKENIZER_FILES
-from errors import CheckpointError
+from common.artifacts import MANIFEST
+from common.errors import CheckpointError
+from converters.output_folder import GENERATION, LICENSES, TOKENIZER_FILES
 
 # The repositories of gpt-oss hold the weights three times (41 GB of the 20b); patterns without a slash would match
 # those in original/ and metal/ too.

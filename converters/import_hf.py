@@ -11,8 +11,16 @@ from pathlib import Path
 
 import torch
 
-import artifacts
-from converters.folders import (
+from common import artifacts
+from common.errors import CheckpointError
+from common.progress import Progress, TensorCounter, quiet
+from converters.hf_reader import SCALES, HfReader
+from converters.hub import find
+from converters.mapping import Entry, Place, layers_of, places
+from converters.mxfp4 import BLOCK
+from converters.nemo_context import write_context
+from converters.nemo_folder import CONFIG, SCALES_FILE, TOKENIZER
+from converters.output_folder import (
     GENERATION,
     LICENSES,
     TOKENIZER_FILES,
@@ -21,25 +29,14 @@ from converters.folders import (
     resumable_folder,
     source_files,
 )
-from converters.hf_reader import SCALES, HfReader
-from converters.hub import find
-from converters.mapping import Entry, Place, layers_of, places
-from converters.mxfp4 import BLOCK
-from converters.nemo_context import TOKENIZER, write_context
-from converters.nemo_weights import PREFIX, Piece, write_weights
-from converters.progress import Counter, Progress
-from converters.safetensors_files import Group, Slab, TensorSpec, write_file
-from errors import CheckpointError
+from converters.storage.nemo_weights import PREFIX, Piece, write_weights
+from converters.storage.safetensors_files import Group, Slab, TensorSpec, write_file
 from modeling.hf_config import GptOssConfig
 
-SCALES_FILE = "mxfp4_scales.safetensors"
-"""Beside the weights: MXFP4's scales as they were, which make the way back exact."""
-CONFIG = "hf_config.json"
-"""Below `context/`: the model's own config.json."""
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = lambda done: None) -> Path:
+def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = quiet) -> Path:
     """Write the NeMo checkpoint of a gpt-oss: weights/, context/, the MXFP4 scales where there are any, a manifest.
 
     Does nothing when `nemo` is whole and was made from these very files; goes on where a killed run stopped.
@@ -60,7 +57,7 @@ def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = lambda do
     scales = _scales(reader) if reader.mxfp4 else []
     total = sum(piece.bytes for piece in pieces) + sum(group.bytes for group in scales)
     jobs = len(pieces) + sum(len(group.jobs) for group in scales)
-    count = Counter(total, jobs, progress)
+    count = TensorCounter("import", total, jobs, progress)
     with resumable_folder(nemo, "nemo-checkpoint", inputs, total) as (folder, details):
         hashes = _Hashes(reader.files.files)
         if scales:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import yaml
 
+from common.errors import CheckpointError
 from converters.mapping import TABLE, Entry, Place
-from converters.nemo_weights import PREFIX, WeightsReader
-from errors import CheckpointError
+from converters.storage.nemo_weights import PREFIX, WeightsReader
 from modeling.hf_config import GptOssConfig
 
 LINEAR_IN, LINEAR_OUT = ".adapter.linear_in.weight", ".adapter.linear_out.weight"

@@ -8,12 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import artifacts
+from common import artifacts
 
 _PACKAGES = ("torch", "safetensors", "transformers", "nemo_toolkit", "megatron-core")
 
 
-def model_card(nemo: Path, like: Path, storage: str, details: dict[str, Any], usage: str = "") -> str:
+def card_text(nemo: Path, like: Path, storage: str, details: dict[str, Any], usage: str = "") -> str:
     """Markdown with the fields that the Hub reads.
 
     Args:

@@ -15,8 +15,8 @@ from functools import cache
 import numba
 import numpy as np
 
-from converters.memory import empty_bytes
-from errors import CheckpointError
+from common.errors import CheckpointError
+from converters.storage.buffers import empty_bytes
 
 BLOCK = 32
 NAN_SCALE = 255

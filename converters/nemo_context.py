@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from converters.nemo_folder import TOKENIZER
 from modeling.hf_config import GptOssConfig, megatron_arguments
-
-TOKENIZER = "nemo_tokenizer"
-"""Folder below `context/`, by NeMo's own name for it."""
 
 
 @dataclass(frozen=True)

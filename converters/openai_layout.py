@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from modeling.hf_config import FULL, MODEL_TYPE, SLIDING, GptOssConfig
+from modeling.hf_config import FULL, SLIDING, GptOssConfig, published_config
 
 MARK = "unembedding.weight"
 """A tensor that only this layout has."""
@@ -52,60 +52,33 @@ def stored_at(name: str, config: GptOssConfig) -> tuple[str, tuple[int, int] | N
 
 
 def to_hf_config(raw: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's config.json in Hugging Face's fields.
+    """OpenAI's config.json in Hugging Face's fields; what it does not say is as published.
 
     Raises:
         KeyError: a field is missing.
     """
-    layers = raw["num_hidden_layers"]
-    return {
-        "architectures": ["GptOssForCausalLM"],
-        "attention_bias": True,
-        "attention_dropout": 0.0,
-        "eos_token_id": 200002,
-        "experts_per_token": raw["experts_per_token"],
-        "head_dim": raw["head_dim"],
-        "hidden_act": "silu",
-        "hidden_size": raw["hidden_size"],
-        "initial_context_length": raw["initial_context_length"],
-        "initializer_range": 0.02,
-        "intermediate_size": raw["intermediate_size"],
+    layers, published = raw["num_hidden_layers"], published_config()
+    del published["quantization_config"]
+    same = (
+        "experts_per_token", "head_dim", "hidden_size", "initial_context_length", "intermediate_size",
+        "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "rope_theta", "sliding_window", "vocab_size",
+    )  # fmt: skip
+    return published | {
+        **{name: raw[name] for name in same},
         "layer_types": [(SLIDING, FULL)[i % 2] for i in range(layers)],
         "max_position_embeddings": int(raw["initial_context_length"] * raw["rope_scaling_factor"]),
-        "model_type": MODEL_TYPE,
-        "num_attention_heads": raw["num_attention_heads"],
         "num_experts_per_tok": raw["experts_per_token"],
-        "num_hidden_layers": layers,
-        "num_key_value_heads": raw["num_key_value_heads"],
         "num_local_experts": raw["num_experts"],
-        "output_router_logits": False,
-        "pad_token_id": 199999,
-        "rms_norm_eps": 1e-05,
-        "rope_scaling": {
+        "rope_scaling": published["rope_scaling"]
+        | {
             "beta_fast": float(raw["rope_ntk_beta"]),
             "beta_slow": float(raw["rope_ntk_alpha"]),
             "factor": float(raw["rope_scaling_factor"]),
             "original_max_position_embeddings": raw["initial_context_length"],
-            "rope_type": "yarn",
-            "truncate": False,
         },
-        "rope_theta": raw["rope_theta"],
-        "router_aux_loss_coef": 0.9,
-        "sliding_window": raw["sliding_window"],
-        "swiglu_limit": raw.get("swiglu_limit", 7.0),
-        "tie_word_embeddings": False,
-        "use_cache": True,
-        "vocab_size": raw["vocab_size"],
+        "swiglu_limit": raw.get("swiglu_limit", published["swiglu_limit"]),
     }
 
 
-# quantization_config of openai/gpt-oss-20b and 120b in Hugging Face's config.json.
-QUANTIZATION = {
-    "modules_to_not_convert": [
-        "model.layers.*.self_attn",
-        "model.layers.*.mlp.router",
-        "model.embed_tokens",
-        "lm_head",
-    ],
-    "quant_method": "mxfp4",
-}
+QUANTIZATION: dict[str, Any] = published_config()["quantization_config"]
+"""Of config.json, where the experts are MXFP4."""

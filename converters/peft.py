@@ -17,22 +17,20 @@ from typing import Any
 
 import torch
 
-import artifacts
-from converters.export_hf import checkpoint_identity
-from converters.folders import TOKENIZER_FILES, copy_files, is_done, resumable_folder, source_files
-from converters.import_hf import CONFIG
+from common import artifacts
+from common.errors import CheckpointError
 from converters.lora import LINEAR_IN, LINEAR_OUT, Adapter, empty_states, linear_of
 from converters.mapping import TABLE, Entry, Place, layers_of
-from converters.nemo_context import TOKENIZER, Call, Symbol, write_context
-from converters.nemo_weights import PREFIX, Piece, write_weights
-from converters.safetensors_files import Group, SafetensorsReader, Slab, TensorSpec, write_file
-from errors import CheckpointError
+from converters.nemo_context import Call, Symbol, write_context
+from converters.nemo_folder import METADATA, TOKENIZER, checkpoint_identity, config_of, trained_on
+from converters.output_folder import TOKENIZER_FILES, copy_files, is_done, resumable_folder, source_files
+from converters.storage.nemo_weights import PREFIX, Piece, write_weights
+from converters.storage.safetensors_files import Group, SafetensorsReader, Slab, TensorSpec, write_file
 from modeling.hf_config import GptOssConfig
 
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-METADATA = "adapter_metadata.json"
-"""Below `weights/` of a NeMo adapter: names the model that it was trained on."""
+ADAPTER, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _ROOT = "base_model.model."
+_NO_BASE = "name the import of the base with --base"
 # A parameter's wrapper stands in the module of the one before it: down_proj's around gate_up_proj's.
 _OUTER = "mlp.experts.down_proj"
 
@@ -64,7 +62,7 @@ def export_adapter(adapter: Path, out: Path, *, base: Path | None = None) -> Pat
     """
     origin_model = trained_on(adapter)
     like = base or origin_model
-    config = _config(like)
+    config = config_of(like, _NO_BASE)
     opened = Adapter.open(adapter, config)
     inputs = {"kind": "peft", "files": checkpoint_identity(adapter)}
     if is_done(out, inputs):
@@ -72,26 +70,13 @@ def export_adapter(adapter: Path, out: Path, *, base: Path | None = None) -> Pat
     export = _PeftExport(opened, config)
     groups = export.groups()
     with resumable_folder(out, "peft-adapter", inputs, sum(group.bytes for group in groups)) as (folder, details):
-        write_file(folder / WEIGHTS, groups)
+        write_file(folder / ADAPTER, groups)
         # a model that was trained before it got the adapter is nowhere on the Hub
         origin = artifacts.read_manifest(like) if like.resolve() == origin_model.resolve() else None
         name = origin.details.get("source") if origin else None
         (folder / SETTINGS).write_text(json.dumps(export.settings(name), indent=2) + "\n")
         details |= {"adapter": str(adapter), "base": name}
     return out
-
-
-def trained_on(adapter: Path) -> Path:
-    """The checkpoint that an adapter was trained on, as NeMo noted it.
-
-    Raises:
-        CheckpointError: its note is missing.
-    """
-    file = adapter / "weights" / METADATA
-    try:
-        return Path(json.loads(file.read_text())["model_ckpt_path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{file} is missing or damaged: name an adapter checkpoint.") from None
 
 
 class _PeftExport:
@@ -190,9 +175,9 @@ def import_adapter(peft: Path, out: Path, *, base: Path) -> Path:
     Raises:
         CheckpointError: it is no LoRA of gpt-oss, or one that NeMo's fused query, key and value cannot hold.
     """
-    reader, config = _PeftReader(peft), _config(base)
+    reader, config = _PeftReader(peft), config_of(base, _NO_BASE)
     pieces = list(reader.pieces(config))
-    inputs = {"kind": "peft", "base": str(base), "files": source_files([peft / SETTINGS, peft / WEIGHTS])}
+    inputs = {"kind": "peft", "base": str(base), "files": source_files([peft / SETTINGS, peft / ADAPTER])}
     if is_done(out, inputs):
         return out
     with resumable_folder(out, "nemo-adapter", inputs, sum(piece.bytes for piece in pieces)) as (folder, details):
@@ -219,7 +204,7 @@ class _PeftReader:
         for option in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern"):
             if self.settings.get(option):
                 raise CheckpointError(f"{folder / SETTINGS} sets {option}, which NeMo's LoRA has not.")
-        self.files = SafetensorsReader(folder / WEIGHTS)
+        self.files = SafetensorsReader(folder / ADAPTER)
         self.names = set(self.files.file_of)
         self.read_names: set[str] = set()
 
@@ -258,7 +243,7 @@ class _PeftReader:
                     yield Piece(PREFIX + entry.nemo, whole, offset, (1, *shape), self.files.dtype(name), value)
                     self.read_names.add(name)
         if unknown := sorted(self.names - self.read_names):
-            raise CheckpointError(f"{self.folder / WEIGHTS} holds {unknown[0]}, which NeMo's LoRA of gpt-oss has not.")
+            raise CheckpointError(f"{self.folder / ADAPTER} holds {unknown[0]}, which NeMo's LoRA of gpt-oss has not.")
 
     def _pieces(self, entry: Entry, config: GptOssConfig, layer: int, place: tuple[int, int]) -> Iterator[Piece]:
         names = self._names(entry, layer)
@@ -296,7 +281,7 @@ class _PeftReader:
     def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         if self.files.shape(name) != shape:
             raise CheckpointError(
-                f"{self.folder / WEIGHTS}: {name} has shape {self.files.shape(name)}, expected {shape}."
+                f"{self.folder / ADAPTER}: {name} has shape {self.files.shape(name)}, expected {shape}."
             )
         return self.files.slice(name)[:]
 
@@ -325,10 +310,3 @@ def _expert_name(entry: Entry, layer: int, targets: set[str]) -> str:
     module, _, parameter = entry.hf[0].format(layer=layer).rpartition(".")
     inner = parameter == "gate_up_proj" and any(target.endswith(_OUTER) for target in targets)
     return _ROOT + module + (".base_layer" if inner else "")
-
-
-def _config(like: Path) -> GptOssConfig:
-    file = like / "context" / CONFIG
-    if not file.is_file():
-        raise CheckpointError(f"{like} holds no context/{CONFIG}: name the import of the base with --base.")
-    return GptOssConfig.from_file(file)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from common.errors import CheckpointError
+from common.progress import Done, Progress, quiet
 from converters.hf_reader import HfReader
-from converters.import_hf import CONFIG
 from converters.mapping import Entry, Place, layers_of, places
-from converters.nemo_weights import WeightsReader
-from converters.pool import run_all
-from errors import CheckpointError
-from modeling.hf_config import GptOssConfig
-
-Progress = Callable[[int, int], None]
+from converters.nemo_folder import WEIGHTS, config_of, is_nemo
+from converters.storage.nemo_weights import WeightsReader
+from converters.storage.pool import run_all
 
 
 @dataclass
@@ -50,12 +47,9 @@ class _Side:
     """One checkpoint, seen as Megatron tensors."""
 
     def __init__(self, path: Path) -> None:
-        self.hf = None if (path / "weights").is_dir() else HfReader(path)
-        self.weights = None if self.hf else WeightsReader(path / "weights")
-        context = path / "context" / CONFIG
-        if self.weights and not context.is_file():
-            raise CheckpointError(f"{path} holds no context/{CONFIG}: verify the import or the export instead.")
-        self.config = self.hf.config if self.hf else GptOssConfig.from_file(context)
+        self.hf = None if is_nemo(path) else HfReader(path)
+        self.weights = None if self.hf else WeightsReader(path / WEIGHTS)
+        self.config = self.hf.config if self.hf else config_of(path, "verify the import or the export instead")
 
     def dtype(self, entry: Entry, layer: int) -> torch.dtype:
         if self.hf:
@@ -70,7 +64,7 @@ class _Side:
         return self.weights.read(entry.nemo, *place.leading, rows=place.rows)
 
 
-def verify(a: Path, b: Path, progress: Progress = lambda done, total: None) -> Report:
+def compare_checkpoints(a: Path, b: Path, progress: Progress = quiet) -> Report:
     """Compare all tensors of two checkpoints, one part in memory at a time.
 
     Args:
@@ -114,7 +108,7 @@ class _Comparison:
             if dtypes[0] != dtypes[1]:
                 self.dtypes[name] = " and ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             self.done += 1
-            self.progress(self.done, len(self.parts))
+            self.progress(Done("verify", self.done, len(self.parts)))
 
     def report(self) -> Report:
         different = {name: value for name, value in self.differences.items() if name in self.different}

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 
 # Tags that mark up text; names that are placeholders in tickets (<name>, <title>, <address>) are not among them.
 _TAGS = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.errors import DataError
 from data_prep.options import PrepareOptions
-from errors import DataError
 
 # The Kaggle files' names first; then those of Zendesk, Jira and OTOBO exports, and plain English and German ones.
 LABELS = ("queue", "queue name", "warteschlange", "group", "assignee group", "component", "component/s", "components")

@@ -13,7 +13,7 @@ from zlib import crc32
 import numba
 import numpy as np
 
-from data_prep.progress import Progress, quiet, told
+from common.progress import Progress, quiet, reported
 
 BANDS, ROWS = 20, 4  # of pairs with 80 % of their shingles in common 0.003 % are missed, of those with 90 % none
 SHINGLE = 3
@@ -34,7 +34,7 @@ def near_duplicates(
     if threshold >= 1 or len(keys) < 2:
         return parents
     signatures, shingles, ends = _sketch(len(keys), text, progress)
-    for band in told(range(BANDS), "comparing bands", BANDS, progress):
+    for band in reported(range(BANDS), "comparing bands", BANDS, progress):
         columns = np.ascontiguousarray(signatures[:, band * ROWS : (band + 1) * ROWS])
         _join_band(signatures, columns, parents, shingles, ends, threshold)
     roots = _roots(parents)
@@ -62,7 +62,7 @@ def _sketch(count: int, text: Callable[[int], str], progress: Progress) -> tuple
     signatures = np.empty((count, BANDS * ROWS), np.uint32)
     ends = np.zeros(count + 1, np.int64)
     row = array("I")
-    for index in told(range(count), "comparing tickets", count, progress):
+    for index in reported(range(count), "comparing tickets", count, progress):
         found = _shingles(text(index))
         sketch.clear()
         sketch.update_batch(found.tolist())

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import DataError
+from common.progress import Progress, quiet, reported
 from data_prep.cleaning import EMPTY_ROWS, LABEL_SPELLING, LANGUAGE_CODES, Cleaner, one_line
 from data_prep.columns import Columns, find_columns
 from data_prep.options import PrepareOptions
-from data_prep.progress import Progress, quiet, told
 from data_prep.sources import Damaged, Row, Source
-from errors import DataError
 
 KEPT_EXAMPLES, EXAMPLE_LENGTH = 6, 600
 KEPT_DAMAGES = 1000
@@ -119,7 +119,7 @@ def take_in(sources: Iterable[Source], spool: Spool, options: PrepareOptions, pr
         intake.columns[source.name] = columns
         before = intake.rows
         rows = _readable(source, columns, intake, options.strict)
-        for row in told(rows, f"reading {Path(source.name).name}", None, progress):
+        for row in reported(rows, f"reading {Path(source.name).name}", None, progress):
             if columns.messages:
                 taken = _chat(row, columns, intake)
             else:

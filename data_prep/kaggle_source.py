@@ -10,8 +10,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import artifacts
-from errors import DataError
+from common import artifacts
+from common.errors import DataError
 
 DATASET = "tobiasbueck/multilingual-customer-support-tickets"
 NAME = DATASET.partition("/")[2]

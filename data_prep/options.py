@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 
 DEFAULT_INSTRUCTION = "Route the ticket. Answer with its {column}, one of: {labels}."
 
@@ -27,7 +26,7 @@ class PrepareOptions:
     id: str | None = None
     file: str | None = None
     """Which file of the Kaggle dataset, or of a folder; None: the largest of Kaggle, all of a folder."""
-    skip: Sequence[str] = ()
+    skip: tuple[str, ...] = ()
     """Cleaning rules to leave out, by their names in `data_prep.cleaning`."""
     strict: bool = False
     """A damaged row is an error instead of a line in the report."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.progress import Progress, quiet, told
+from common.progress import Progress, quiet, reported
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def write_packed(rows: Path, out: Path, tokenizer: Any, size: int, progress: Pro
     """
     tokens, answers = [], []
     with rows.open(encoding="utf-8") as lines:
-        for line in told(lines, f"packing {rows.stem}", None, progress):
+        for line in reported(lines, f"packing {rows.stem}", None, progress):
             row = json.loads(line)
             prompt, answer = (tokenizer.encode(row[name], add_special_tokens=False) for name in ("input", "output"))
             tokens.append(np.array(prompt + answer, np.int32))

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from common.errors import DataError
 from data_prep import harmony
 from data_prep.intake import Ticket
 from data_prep.options import PrepareOptions
-from errors import DataError
 
 GAP = " […] "
 

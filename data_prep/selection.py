@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import DataError
+from common.progress import Progress, quiet
 from data_prep import duplicates, splitting
 from data_prep.intake import Intake, hash64
 from data_prep.options import PrepareOptions
-from data_prep.progress import Progress, quiet
-from data_prep.report import PrepareReport
+from data_prep.prepare_report import PrepareReport
 from data_prep.splitting import NOWHERE, TRAINING, Grouped
-from errors import DataError
 
 KEPT_CONFLICTS = 20
 

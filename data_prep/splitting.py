@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import DataError
 from data_prep.intake import hash64
-from errors import DataError
 
 SPLITS = ("training", "validation", "test")
 SPLITS_FILE = "splits.csv"

@@ -6,16 +6,16 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from common.errors import DataError
+from common.progress import Progress, quiet, reported
 from data_prep.intake import Intake
 from data_prep.nemo_dataset import packed_sequence_arguments
 from data_prep.options import PrepareOptions
 from data_prep.packing import as_report, write_metadata, write_packed
-from data_prep.progress import Progress, quiet, told
+from data_prep.prepare_report import PrepareReport, describe_lengths
 from data_prep.rendering import Renderer, row_line
-from data_prep.report import PrepareReport, describe_lengths
 from data_prep.selection import Selection
 from data_prep.splitting import NOWHERE, SPLITS
-from errors import DataError
 
 Table = dict[str, dict[str, dict[str, int]]]
 
@@ -70,7 +70,7 @@ def _write_split(
     lengths = []
     seen: set[int] = set()
     found = selection.in_order(number, options)
-    for index in told(found, f"writing {SPLITS[number]}", len(found), progress):
+    for index in reported(found, f"writing {SPLITS[number]}", len(found), progress):
         row = int(selection.grouped.rows[index])
         label = selection.names[selection.labels[index]]
         language = intake.language_names[intake.languages[row]]

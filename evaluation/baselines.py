@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from errors import CheckpointError
+from common.errors import CheckpointError
+from data_prep.prepared import Prepared, Ticket
 from evaluation.predictions import Predictions
-from evaluation.prepared import Prepared, Ticket
 
 NEIGHBOURS = 5
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from data_prep.prepared import Ticket
 from evaluation.calibration import Calibration, OperatingPoint, calibrate, point_for_coverage, point_for_precision
+from evaluation.comparison import Comparison, compare
 from evaluation.label_noise import LabelNoise
 from evaluation.metrics import Metrics, compute_metrics
-from evaluation.paired import Comparison, compare
 from evaluation.predictions import Predictions, Systems
-from evaluation.prepared import Ticket
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.prepared import Ticket
 from evaluation.baselines import tfidf_model
-from evaluation.prepared import Ticket
 
 FOLDS = 5
 SHOWN = 50

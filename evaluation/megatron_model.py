@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,27 +19,61 @@ from modeling import inference
 from megatron.core import parallel_state
 from megatron.core.transformer.moe.router import TopKRouter
 
+from common.console import rank, say
 from converters.lora import peft_settings
-from evaluation.scoring import LabelScores, LogitsFunction, decode_labels
+from data_prep.prepared import load_prepared
+from evaluation.jobs import ScoreJob
+from evaluation.scoring import LabelScores, LogitsFunction, decode_labels, save_scores
 from modeling.expert_lora import GptOssLoRA
-from modeling.hf_config import GptOssConfig
+from modeling.layouts import Layout
+from modeling.model_config import DTYPES
+from modeling.precision import Precision
+from pipeline.checkpoints import Parts
 
 Item = TypeVar("Item")
 
 
-def load(
-    checkpoint: Path, adapter: Path | None, *, config: GptOssConfig, seq_length: int, dtype: torch.dtype
-) -> torch.nn.Module:
+def begin(layout: Layout) -> None:
+    """Form the process groups of a layout from the processes that torchrun started."""
+    if inference.ON_CPU:
+        torch.set_num_threads(1 if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 2)
+    inference.initialize(layout)
+
+
+def load(parts: Parts, *, seq_length: int, precision: Precision) -> torch.nn.Module:
     """This rank's part of a model, with the adapter in it where there is one.
 
     Raises:
         CheckpointError: a weight is missing, or the adapter's settings are.
     """
-    model = inference.build_model(config, seq_length=seq_length, dtype=dtype)
-    inference.load_weights(model, checkpoint)
-    if adapter:
-        inference.load_adapter(model, _lora(adapter), adapter)
+    model = inference.build_model(parts.config, seq_length=seq_length, dtype=DTYPES[precision])
+    inference.load_weights(model, parts.weights)
+    if parts.adapter:
+        inference.load_adapter(model, _lora(parts.adapter), parts.adapter)
     return model
+
+
+def tokenizer_of(parts: Parts) -> Any:
+    """The tokenizer that a model was trained with."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(parts.tokenizer)
+
+
+def score_split(job: ScoreJob, out: Path) -> None:
+    """Write the label scores of every model to `out`, as `load_scores` reads them."""
+    prepared = load_prepared(job.data)
+    prompts, completions = [ticket.input for ticket in prepared.split(job.split)], list(prepared.completions.values())
+    begin(job.layout)
+    scores: dict[str, LabelScores] = {}
+    for name, parts in job.systems.items():
+        if rank() == 0:
+            say(f"{name}: scoring {len(prompts):,} tickets in Megatron, {job.layout}")
+        model = load(parts, seq_length=job.seq_length, precision=job.precision)
+        scores[name] = score(model, tokenizer_of(parts), prompts, completions, job.batch_size)
+        del model  # before the next one is built
+    if rank() == 0:
+        save_scores(out, scores)
 
 
 def _lora(adapter: Path) -> GptOssLoRA:

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from errors import CheckpointError
+from common.errors import CheckpointError
 from evaluation.transformers_model import load
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.prepared import Ticket
+from data_prep.prepared import Ticket
 from evaluation.scoring import LabelScores
 
 

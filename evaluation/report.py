@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.prepared import Prepared, Ticket
 from evaluation import baselines
 from evaluation.findings import Findings, Goal, find
 from evaluation.label_noise import noise_of_training
 from evaluation.metrics import Interval
 from evaluation.predictions import Systems
-from evaluation.prepared import Prepared, Ticket
 from evaluation.report_page import write_html
 
 MAJORITY, TFIDF, NEAREST = "majority class", "TF-IDF + logistic regression", "nearest sentences"
@@ -74,13 +74,6 @@ def write_evaluation(
     (folder / "metrics.json").write_text(figures + "\n", encoding="utf-8")
     write_html(folder / "report.html", findings, tickets, systems, about.configuration, about.histories)
     return findings
-
-
-def read_history(training: Path) -> list[dict[str, Any]]:
-    """The rows of history.jsonl of a training's folder; none where there is no such file."""
-    file = training / "history.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [json.loads(line) for line in lines]
 
 
 def console_table(findings: Findings) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from common.pages import write_page
+from data_prep.prepared import Ticket
 from evaluation import charts
 from evaluation.calibration import coverage_curve
 from evaluation.charts import Bar, Line
 from evaluation.findings import Findings
 from evaluation.predictions import Predictions, Systems
-from evaluation.prepared import Ticket
-from pages import write_page
 
 TEMPLATE = Path(__file__).parent / "report.html.jinja"
 SHOWN_ERRORS, SHOWN_SUSPECTS, SHOWN_TEXT = 12, 15, 700

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+
+from common.progress import Done, Progress, quiet
 
 
 class LogitsFunction(Protocol):
@@ -52,7 +54,7 @@ def decode_labels(
     prompts: Sequence[str],
     completions: Sequence[str],
     batch_size: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = quiet,
 ) -> LabelScores:
     """Score every completion after every prompt: the sum of the log-probabilities of its tokens.
 
@@ -60,7 +62,7 @@ def decode_labels(
     and the same passes say what greedy decoding without the constraint answers. Prompts are batched by length.
 
     Args:
-        progress: called with prompts done and prompts in all.
+        progress: told of the prompts done.
     """
     encoded = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
     answers = [tokenizer.encode(completion, add_special_tokens=False) for completion in completions]
@@ -77,7 +79,7 @@ def decode_labels(
                 scores[chosen, label] = found[:, range(len(answer)), answer].sum(axis=1)
                 greedy[chosen[(top[:, : len(answer)] == answer).all(axis=1)]] = label
         done += len(chosen)
-        progress(done, len(prompts))
+        progress(Done("tickets", done, len(prompts)))
     return LabelScores(scores, greedy)
 
 

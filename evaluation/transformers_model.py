@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from errors import CheckpointError
+from common.errors import CheckpointError
 from evaluation.scoring import LogitsFunction
 
 

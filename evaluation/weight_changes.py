@@ -6,18 +6,17 @@ Matrices are read one by one; of an adapter's ΔW = (alpha / r)·B·A only the r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from common.progress import Done, Progress, quiet
 from converters.lora import Adapter
 from converters.mapping import TABLE, Entry, Place, places
-from converters.nemo_weights import WeightsReader
+from converters.storage.nemo_weights import WeightsReader
 from modeling.hf_config import GptOssConfig
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def changes(
     config: GptOssConfig,
     *,
     is_adapter: bool,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = quiet,
 ) -> list[Change]:
     """Every trained matrix of a model, in the order of its layers.
 
@@ -91,7 +90,7 @@ def changes(
             found.append(_of_adapter(entry, where[0], base, adapter))
         else:
             found.append(_of_tensor(entry, where, base, tuned))
-        progress(done, len(wanted))
+        progress(Done("matrices", done, len(wanted)))
     return found
 
 

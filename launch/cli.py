@@ -1,4 +1,4 @@
-"""The `nemo-run` command: one typer application, each command in a file of its own beside this one."""
+"""The `nemo-run` command: one typer application, each command in a file of `commands/`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import warnings
 
 import typer
 
-from errors import NemoRunError
-from launch import convert, evaluate, inspection, launch, monitor, plan, prepare, route
+from common.errors import NemoRunError
+from launch.commands import convert, evaluate, inspect, launch_recipe, monitor, plan, prepare, route
 
 app = typer.Typer(
     name="nemo-run",
@@ -20,16 +20,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("prepare")(prepare.prepare)
+app.command("prepare")(prepare.prepare_tickets)
 app.add_typer(convert.app, name="convert")
-app.command("launch")(launch.launch)
+app.command("launch")(launch_recipe.launch)
 app.command("status")(monitor.status)
 app.command("logs")(monitor.logs)
 app.command("cancel")(monitor.cancel)
-app.command("plan")(plan.plan)
-app.command("evaluate")(evaluate.evaluate)
-app.command("inspect")(inspection.inspect)
-app.command("route")(route.route)
+app.command("plan")(plan.plan_layouts)
+app.command("evaluate")(evaluate.evaluate_model)
+app.command("inspect")(inspect.inspect_run)
+app.command("route")(route.route_tickets)
 
 
 def main() -> None:

@@ -11,47 +11,42 @@ from typing import Any
 import yaml
 
 from launch import store
-from launch.executors import ByName, arguments_for
-from launch.experiment import assembled, dependencies
-from launch.profiles import Profile
-from recipes.pipeline import RunFolder, Stage
+from launch.executors.build import ENTRY, ByName, arguments_for
+from launch.experiment import assembled
+from launch.launch_plan import LaunchPlan
+from pipeline.stage import Stage
 
 
-def show(run: RunFolder, profile: Profile, stages: list[Stage], todo: list[Stage]) -> None:
+def show(plan: LaunchPlan) -> None:
     """Print every stage: what would be submitted for it, or that it is current."""
-    print(f"run folder {run.path}")
-    texts = dict(texts_of(run, profile, todo))
-    for stage in stages:
-        if stage not in todo:
+    print(f"run folder {plan.run.path}")
+    texts = dict(texts_of(plan))
+    for stage in plan.stages:
+        if stage not in plan.todo:
             print(f"{stage.name}: current, skipped")
-        elif profile.executor == "local":
+        elif plan.profile.executor == "local":
             print(f"{stage.name}: {texts[stage.name]}")
         else:
             print(f"\n# --- {stage.name} ---\n{texts[stage.name]}")
 
 
-def texts_of(run: RunFolder, profile: Profile, todo: list[Stage]) -> Iterator[tuple[str, str]]:
-    """Of each stage its name and the text of what would run."""
-    if profile.executor in ("skypilot", "kubeflow"):
-        yield from ((stage.name, _cloud(run, profile, stage)) for stage in todo)
+def texts_of(plan: LaunchPlan) -> Iterator[tuple[str, str]]:
+    """Of each stage to be done its name and the text of what would run."""
+    executor = plan.profile.executor
+    if executor in ("skypilot", "kubeflow"):
+        yield from ((stage.name, _cloud(plan, stage)) for stage in plan.todo)
         return
-    scratch: Path
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        with assembled(run, profile, todo, base_dir=scratch) as experiment:
-            if profile.executor == "slurm":
-                for job in experiment.jobs:
-                    job.executor.packager = _nothing()
-            experiment.dryrun(log=False, delete_exp_dir=False)
-            for index, stage in enumerate(todo):
-                job: Any = experiment.jobs[index]
-                if profile.executor == "slurm":
-                    text = _slurm(job, Path(experiment._exp_dir), dependencies(profile, todo, index))
-                elif profile.executor == "docker":
-                    text = _docker(job)
-                else:
-                    text = _command(job)
-                yield stage.name, text.replace(str(scratch / "experiments"), str(store.home()))
+    with tempfile.TemporaryDirectory() as scratch, assembled(plan, base_dir=Path(scratch)) as experiment:
+        if executor == "slurm":
+            for job in experiment.jobs:
+                job.executor.packager = _nothing()
+        experiment.dryrun(log=False, delete_exp_dir=False)
+        for stage, job in zip(plan.todo, experiment.jobs, strict=True):
+            if executor == "slurm":
+                text = _slurm(job, Path(experiment._exp_dir), plan.dependencies(stage))
+            else:
+                text = _docker(job) if executor == "docker" else _command(job)
+            yield stage.name, text.replace(f"{scratch}/experiments", str(store.home()))
 
 
 def script_of(job: Any, folder: Path) -> str:
@@ -65,7 +60,7 @@ def _nothing() -> Any:
     return nemo_run.Packager()
 
 
-def _slurm(job: Any, folder: Path, after: list[str] | None) -> str:
+def _slurm(job: Any, folder: Path, after: list[str]) -> str:
     submit = ["sbatch", "--requeue", "--parsable"]
     if after:
         submit.append("--dependency=afterok:" + ":".join(f"<{name}>" for name in after))
@@ -124,13 +119,13 @@ def _docker_options(options: dict[str, Any]) -> Iterator[str]:
         yield f"--env {name}" if isinstance(value, ByName) else f"--env {name}={shlex.quote(value)}"
 
 
-def _cloud(run: RunFolder, profile: Profile, stage: Stage) -> str:
-    cls, arguments = arguments_for(profile, run, stage)
-    launcher = arguments.pop("launcher", None)
+def _cloud(plan: LaunchPlan, stage: Stage) -> str:
+    cls, arguments = arguments_for(plan, stage)
+    launcher, resources = arguments.pop("launcher", None), plan.resources(stage)
     arguments.pop("packager", None)
     start = ["python"]
     if launcher is not None:
-        start = ["torchrun", "--nnodes", str(run.recipe.nodes), "--nproc-per-node", str(run.recipe.processes)]
-    command = shlex.join([*start, "-m", "recipes.stage", str(run.path), stage.name])
+        start = ["torchrun", "--nnodes", str(resources.nodes), "--nproc-per-node", str(resources.processes)]
+    command = shlex.join([*start, "-m", ENTRY, str(plan.run.path), stage.name])
     given = {name: value for name, value in arguments.items() if value not in (None, [], {}, "")}
     return f"# {command}\n" + yaml.safe_dump({cls: given}, sort_keys=False, width=120).rstrip("\n")

@@ -11,18 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import LaunchError
+from common.errors import LaunchError
+from common.values import one_line
 from launch import failures, store
-from launch.executors import executor_for, script_for
-from launch.profiles import Profile
-from recipes.pipeline import RunFolder, Stage, is_current, record_of
-from recipes.stage import LAUNCHER
+from launch.executors.build import executor_for, script_for
+from launch.launch_plan import LaunchPlan
+from pipeline.run_folder import LAUNCHER
+from pipeline.stage import Stage, is_current, record_of
 
 if TYPE_CHECKING:
     import nemo_run
 
 
-def execute(run: RunFolder, profile: Profile, todo: list[Stage]) -> None:
+def execute(plan: LaunchPlan) -> None:
     """Run stages one after the other and wait for them.
 
     Raises:
@@ -32,18 +33,18 @@ def execute(run: RunFolder, profile: Profile, todo: list[Stage]) -> None:
     os.environ[LAUNCHER] = str(os.getpid())
     # torchrun and python of this environment, also where it is not activated
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    with store.locked(run.path), assembled(run, profile, todo) as experiment:
+    with store.locked(plan.run.path), assembled(plan) as experiment:
         try:
             with _stopped_by_interrupt(experiment):
                 experiment.run()
         except Exception as error:
             if not type(error).__module__.startswith(("docker.", "requests.")):  # not imported only to be named
                 raise
-            raise LaunchError(f"docker refused a container ({' '.join(str(error).split())[-300:]}).") from None
-    for stage in todo:
-        record = record_of(stage, run)
-        if not is_current(stage, run) or record.stat().st_mtime < started - 1:
-            raise LaunchError(failures.sentence(run, stage.name))
+            raise LaunchError(f"docker refused a container ({one_line(error)}).") from None
+    for stage in plan.todo:
+        record = record_of(stage, plan.run)
+        if not is_current(stage, plan.run) or record.stat().st_mtime < started - 1:
+            raise LaunchError(failures.sentence(plan.run, stage.name))
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def _stopped_by_interrupt(experiment: nemo_run.Experiment) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def submit(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> dict[str, str]:
+def submit(plan: LaunchPlan) -> dict[str, str]:
     """Hand the stages to Slurm, each after those that it reads, and return their job ids.
 
     Raises:
@@ -71,7 +72,7 @@ def submit(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> 
     """
     from invoke.exceptions import UnexpectedExit
 
-    with assembled(run, profile, todo) as experiment:
+    with assembled(plan) as experiment:
         try:
             experiment.run(detach=True)
         except UnexpectedExit as error:
@@ -83,17 +84,15 @@ def submit(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> 
 
 
 @contextmanager
-def assembled(
-    run: RunFolder, profile: Profile, todo: list[Stage], base_dir: Path | None = None
-) -> Iterator[nemo_run.Experiment]:
-    """The experiment of these stages, not started; `base_dir` is NeMo-Run's home unless given."""
+def assembled(plan: LaunchPlan, base_dir: Path | None = None) -> Iterator[nemo_run.Experiment]:
+    """The experiment of the stages to be done, not started; `base_dir` is NeMo-Run's home unless given."""
     import nemo_run
     from nemo_run.core.frontend.console.api import CONSOLE
 
     CONSOLE.quiet = True  # clean_mode does not reach the executors' own messages
     with nemo_run.Experiment(
-        run.path.name,
-        id=store.next_id(run.path.name),
+        plan.run.path.name,
+        id=store.next_id(plan.run.path.name),
         base_dir=str(base_dir) if base_dir else None,
         log_level="ERROR",
         clean_mode=True,
@@ -101,15 +100,15 @@ def assembled(
         skip_status_at_exit=True,
         serialize_metadata_for_scripts=False,
     ) as experiment:
-        for index, stage in enumerate(todo):
+        for stage in plan.todo:
             experiment.add(
-                script_for(run, stage),
-                executor=executor_for(profile, run, stage),
+                script_for(plan, stage),
+                executor=executor_for(plan, stage),
                 name=stage.name,
-                dependencies=dependencies(profile, todo, index),
-                tail_logs=profile.executor != "slurm",
+                dependencies=plan.dependencies(stage) or None,
+                tail_logs=plan.profile.executor != "slurm",
             )
-            if profile.executor == "docker":
+            if plan.profile.executor == "docker":
                 _resolve_itself(experiment.jobs[-1].executor, stage)
         yield experiment
 
@@ -119,12 +118,3 @@ def _resolve_itself(executor: Any, stage: Stage) -> None:
     which on the host's network nobody knows, and torchrun's workers meet under it."""
     name = f"{executor.experiment_id}_{stage.name}".replace("_", "-")[-32:]
     executor.additional_kwargs["extra_hosts"] = {name: "127.0.0.1"}
-
-
-def dependencies(profile: Profile, todo: list[Stage], index: int) -> list[str] | None:
-    """Stages that must have ended before that of `index` starts: what it reads, or all before it where one machine
-    runs them."""
-    before = [stage.name for stage in todo[:index]]
-    if profile.executor == "slurm":
-        return [name for name in before if name in todo[index].after] or None
-    return before[-1:] or None

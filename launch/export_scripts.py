@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import artifacts
-from errors import LaunchError
+from common import artifacts
+from common.errors import LaunchError
+from common.repository import REPOSITORY
 from launch.dryrun import texts_of
-from launch.experiment import dependencies
-from launch.packaging import REPOSITORY, code_files
-from launch.profiles import Profile
+from launch.executors.code_packager import code_files
+from launch.launch_plan import LaunchPlan
 from launch.store import home, next_id
-from recipes import config
-from recipes.pipeline import RunFolder, Stage
+from pipeline.run_folder import RunFolder
+from recipes.schema.recipe import dump_recipe
 
 HERE = "$SLURM_SUBMIT_DIR"  # submit.sh submits from its own folder
 SUBMIT = """\
@@ -29,35 +29,36 @@ submit() {{ sbatch --requeue --parsable "$@"; }}
 """
 
 
-def export(run: RunFolder, profile: Profile, todo: list[Stage], out: Path) -> None:
+def export(plan: LaunchPlan, out: Path) -> None:
     """Write `OUT/submit.sh`, a script for each stage, the code and the recipe.
 
     Raises:
         LaunchError: the executor is not Slurm, or nothing is to be done.
         NemoRunError: OUT holds something that this package did not write.
     """
-    if profile.executor != "slurm":
-        raise LaunchError(f"--export-script writes sbatch scripts, and the executor is {profile.executor}.")
-    if not todo:
+    run = plan.run
+    if plan.profile.executor != "slurm":
+        raise LaunchError(f"--export-script writes sbatch scripts, and the executor is {plan.profile.executor}.")
+    if not plan.todo:
         raise LaunchError("every stage is current: there is nothing to export.")
     with artifacts.new_folder(out) as folder:
         lines = []
-        for index, (name, text) in enumerate(texts_of(run, profile, todo)):
+        for index, (stage, (name, text)) in enumerate(zip(plan.todo, texts_of(plan), strict=True)):
             script = f"{index + 1}-{name}.sbatch"
             (folder / script).write_text(_own_paths(text[text.index("#!") :], run, name))
-            after = dependencies(profile, todo, index) or []
+            after = plan.dependencies(stage)
             waits = (
                 "--dependency=afterok:" + ":".join(f"${_variable(before)}" for before in after) + " " if after else ""
             )
             lines.append(f'{_variable(name)}=$(submit {waits}{script}); echo "{name}: job ${_variable(name)}"')
         (folder / "submit.sh").write_text(SUBMIT.format(name=run.path.name, run=run.path, lines="\n".join(lines)))
         (folder / "submit.sh").chmod(0o755)
-        (folder / "recipe.yaml").write_text(config.dump_recipe(run.recipe.raw))
+        (folder / "recipe.yaml").write_text(dump_recipe(run.recipe))
         for file in code_files():
             target = folder / "code" / file.relative_to(REPOSITORY)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-        artifacts.write_manifest(folder, "sbatch-scripts", {"run": str(run.path), "recipe": run.recipe.raw})
+        artifacts.write_manifest(folder, "sbatch-scripts", {"run": str(run.path), "recipe": run.tree})
     print(f"wrote {out}: copy it to the cluster and run {out / 'submit.sh'} there")
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recipes.pipeline import RunFolder
-from recipes.stage import log_of
+from pipeline.run_folder import RunFolder
 
 NOISE = ("ChildFailedError", "SignalException")  # torchrun's own: it only passes on that a worker failed
 MEMORY = (
@@ -45,7 +44,7 @@ def out_of_memory(text: str) -> bool:
 
 def sentence(run: RunFolder, stage: str, exit_code: int | None = None) -> str:
     """What to tell about a failed stage: its reason, its log, and that nothing finished is lost."""
-    log = log_of(run, stage)
+    log = run.log(stage)
     text = read(log)
     told = last_error(text)
     if told is None or out_of_memory(text):

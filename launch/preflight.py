@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from errors import LaunchError
+from common.errors import LaunchError
+from common.values import one_line
 from launch import store
-from launch.executors import local_inputs
-from launch.login import ask, is_remote
-from launch.profiles import Profile
-from launch.selection import not_made
-from recipes.pipeline import RunFolder, Stage
-from recipes.services import obstacles
+from launch.executors.tunnel import ask, is_remote
+from launch.launch_plan import LaunchPlan
+from pipeline.pending import not_made
+from recipes.schema.logger_checks import obstacles
 
 GPU_EXECUTORS = ("docker", "slurm", "skypilot", "kubeflow")
 NOT_NOW = ("down, drained or reserved", "are busy")  # sbatch takes the job all the same, and it waits
@@ -23,26 +22,26 @@ TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 SHARED_EXECUTORS = ("local", "docker", "slurm")  # these see this file system, or that of the login node
 
 
-def check(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any, *, force: bool = False) -> None:
+def check(plan: LaunchPlan, *, force: bool = False) -> None:
     """Refuse a launch that cannot succeed; with `force`, the estimate of memory refuses nothing.
 
     Raises:
         LaunchError: lists every reason.
     """
     checks = [each for each in CHECKS if not (force and each is _fits)]
-    told = [sentence for each in checks for sentence in each(run, profile, todo, tunnel)]
-    if not told and profile.executor == "slurm":
-        told = list(_refused_by_slurm(run, profile, todo, tunnel))
-    if len(told) == 1:
-        raise LaunchError(told[0])
-    if told:
-        raise LaunchError(f"{len(told)} things stand in the way:\n" + "\n".join(f"  - {line}" for line in told))
+    reasons = [sentence for each in checks for sentence in each(plan)]
+    if not reasons and plan.profile.executor == "slurm":
+        reasons = list(_refused_by_slurm(plan))
+    if len(reasons) == 1:
+        raise LaunchError(reasons[0])
+    if reasons:
+        raise LaunchError(f"{len(reasons)} things stand in the way:\n" + "\n".join(f"  - {each}" for each in reasons))
 
 
-def _gpus(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
-    if run.recipe.model.toy or not any(stage.trains for stage in todo) or profile.executor not in GPU_EXECUTORS:
+def _gpus(plan: LaunchPlan) -> Iterator[str]:
+    if plan.recipe.model.toy or not plan.trains or plan.profile.executor not in GPU_EXECUTORS:
         return
-    wanted, have = run.recipe.processes, profile.gpus_per_node
+    wanted, have = plan.recipe.processes, plan.profile.gpus_per_node
     if wanted > have:
         yield (
             f"the recipe trains on {wanted} GPUs a node and the profile has {have}: "
@@ -50,24 +49,25 @@ def _gpus(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> I
         )
 
 
-def _fits(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
-    if run.recipe.model.toy or not profile.gpu_memory or not any(stage.trains for stage in todo):
+def _fits(plan: LaunchPlan) -> Iterator[str]:
+    if plan.recipe.model.toy or not plan.profile.gpu_memory or not plan.trains:
         return
-    from launch.fit import refusal_of
+    from launch.estimates import refusal_of
 
-    yield from refusal_of(run.recipe, profile.gpu_memory)
+    yield from refusal_of(plan.recipe, plan.profile.gpu_memory)
 
 
-def _image(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
-    image = profile.container.image
+def _image(plan: LaunchPlan) -> Iterator[str]:
+    image = plan.profile.container.image
     if not image:
-        if profile.executor in ("docker", "kubeflow"):
-            yield f"{profile.executor} needs an image: set cluster.container.image=NAME; containers/ has two to build."
+        executor = plan.profile.executor
+        if executor in ("docker", "kubeflow"):
+            yield f"{executor} needs an image: set cluster.container.image=NAME; containers/ has two to build."
         return
-    if profile.executor == "slurm" and (image.startswith(("/", ".")) or image.endswith(".sqsh")):
-        if not ask(tunnel, "test", "-r", image).ok:
+    if plan.profile.executor == "slurm" and (image.startswith(("/", ".")) or image.endswith(".sqsh")):
+        if not ask(plan.tunnel, "test", "-r", image).ok:
             yield f"there is no image {image}: containers/README.md says how to import one with enroot."
-    elif profile.executor == "docker":
+    elif plan.profile.executor == "docker":
         yield from _docker_image(image)
 
 
@@ -83,26 +83,26 @@ def _docker_image(image: str) -> Iterator[str]:
         try:
             client.images.pull(image)  # pyright: ignore[reportPossiblyUnboundVariable]
         except (APIError, DockerException) as error:
-            said = " ".join(str(error).split())[-200:]
-            yield f"image {image} is not here and cannot be pulled ({said}): build it (containers/), or name another."
+            reason = one_line(error)
+            yield f"image {image} is not here and cannot be pulled ({reason}): build it (containers/), or name another."
     except DockerException as error:
-        said = " ".join(str(error).split())[:200]
-        yield f"docker does not answer ({said}): start it, or set DOCKER_HOST."
+        yield f"docker does not answer ({one_line(error)}): start it, or set DOCKER_HOST."
 
 
-def _paths(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
-    if profile.executor not in SHARED_EXECUTORS:
+def _paths(plan: LaunchPlan) -> Iterator[str]:
+    if plan.profile.executor not in SHARED_EXECUTORS:
         return
-    for path in local_inputs(run):
-        if not ask(tunnel, "test", "-e", str(path)).ok:
-            yield f"{path}, which the recipe names, does not exist{_there(tunnel)}."
-    if run.recipe.data.source.endswith(TABLES) and not run.recipe.data.source.startswith("/"):
-        yield f"{run.recipe.data.source}, which the recipe names, does not exist in {os.getcwd()}."
-    for mount in profile.container.mounts:
+    for path in plan.local_inputs():
+        if not ask(plan.tunnel, "test", "-e", str(path)).ok:
+            yield f"{path}, which the recipe names, does not exist{_there(plan.tunnel)}."
+    if plan.recipe.data.source.endswith(TABLES) and not plan.recipe.data.source.startswith("/"):
+        yield f"{plan.recipe.data.source}, which the recipe names, does not exist in {os.getcwd()}."
+    for mount in plan.profile.container.mounts:
         host = mount.split(":")[0]
-        if not ask(tunnel, "test", "-e", host).ok:
-            yield f"{host} is to be mounted and does not exist{_there(tunnel)}: make it, or change container.mounts."
-    if profile.executor == "slurm" and is_remote(tunnel) and not profile.runs:
+        if not ask(plan.tunnel, "test", "-e", host).ok:
+            where = _there(plan.tunnel)
+            yield f"{host} is to be mounted and does not exist{where}: make it, or change container.mounts."
+    if plan.profile.executor == "slurm" and is_remote(plan.tunnel) and not plan.profile.runs:
         yield "runs on a cluster behind SSH need a folder there: set cluster.runs=/shared/folder."
 
 
@@ -110,54 +110,54 @@ def _there(tunnel: Any) -> str:
     return f" on {tunnel.host}" if is_remote(tunnel) else ""
 
 
-def _made(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
-    if is_remote(tunnel) or profile.executor not in SHARED_EXECUTORS:
+def _made(plan: LaunchPlan) -> Iterator[str]:
+    if is_remote(plan.tunnel) or plan.profile.executor not in SHARED_EXECUTORS:
         return  # their run folder is out of sight here; the stage itself looks again
-    for stage, before in not_made(run, todo):
+    for stage, before in not_made(plan.run, plan.todo):
         yield f"stage {stage.name} reads what {before} makes, and that is not there: start with --from {before}."
 
 
-def _secrets(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
+def _secrets(plan: LaunchPlan) -> Iterator[str]:
     def known(name: str) -> bool:
-        return ask(tunnel, "printenv", name).ok if is_remote(tunnel) else bool(os.environ.get(name))
+        return ask(plan.tunnel, "printenv", name).ok if is_remote(plan.tunnel) else bool(os.environ.get(name))
 
-    if profile.secrets and profile.executor == "skypilot":
+    if plan.profile.secrets and plan.profile.executor == "skypilot":
         yield "SkyPilot would write secrets down: set cluster.secrets=[] and mount a token file (skypilot.file_mounts)."
-    elif profile.secrets and profile.executor == "kubeflow" and not profile.kubeflow.secret:
+    elif plan.profile.secrets and plan.profile.executor == "kubeflow" and not plan.profile.kubeflow.secret:
         yield "secrets come from a Kubernetes secret: set cluster.kubeflow.secret=NAME."
-    elif profile.executor != "kubeflow":
-        for name in profile.secrets:
+    elif plan.profile.executor != "kubeflow":
+        for name in plan.profile.secrets:
             if not known(name):
-                yield f"{name} is not set{_there(tunnel)}: export it, or take it out of the profile's secrets."
-    if run.recipe.data.source != "kaggle" or all(stage.name != "prepare" for stage in todo):
+                yield f"{name} is not set{_there(plan.tunnel)}: export it, or take it out of the profile's secrets."
+    if plan.recipe.data.source != "kaggle" or all(stage.name != "prepare" for stage in plan.todo):
         return
-    from_file = profile.executor in ("local", "slurm") and not profile.container.image
-    if from_file and ask(tunnel, "sh", "-c", "test -e ~/.kaggle/kaggle.json || test -e ~/.kaggle/access_token").ok:
+    from_file = plan.profile.executor in ("local", "slurm") and not plan.profile.container.image
+    if from_file and ask(plan.tunnel, "sh", "-c", "test -e ~/.kaggle/kaggle.json || test -e ~/.kaggle/access_token").ok:
         return
-    passed = set(profile.secrets) if profile.container.image else set(os.environ)
+    passed = set(plan.profile.secrets) if plan.profile.container.image else set(os.environ)
     if not ({"KAGGLE_API_TOKEN"} <= passed or {"KAGGLE_USERNAME", "KAGGLE_KEY"} <= passed):
-        where = "name it in the profile's secrets" if profile.container.image else "export it"
+        where = "name it in the profile's secrets" if plan.profile.container.image else "export it"
         yield f"data.source=kaggle needs KAGGLE_API_TOKEN in stage prepare: {where}."
 
 
-def _logger(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
-    if not any(stage.trains for stage in todo):
+def _logger(plan: LaunchPlan) -> Iterator[str]:
+    if not plan.trains:
         return
-    container = profile.container.image or profile.executor in ("skypilot", "kubeflow")
-    passed = {*profile.secrets, *profile.environment} if container else set(os.environ)
-    yield from obstacles(run.recipe.logger, passed, packages=profile.executor == "local" and not container)
+    container = plan.profile.container.image or plan.profile.executor in ("skypilot", "kubeflow")
+    passed = {*plan.profile.secrets, *plan.profile.environment} if container else set(os.environ)
+    yield from obstacles(plan.recipe.logger, passed, packages=plan.profile.executor == "local" and not container)
 
 
-def _disk(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
-    if profile.executor not in SHARED_EXECUTORS:
+def _disk(plan: LaunchPlan) -> Iterator[str]:
+    if plan.profile.executor not in SHARED_EXECUTORS:
         return
-    from launch.fit import disk_of
+    from launch.estimates import disk_of
 
-    need = disk_of(run.recipe, todo)
-    free = _free(run.path, tunnel)
+    need = disk_of(plan.recipe, plan.todo)
+    free = _free(plan.run.path, plan.tunnel)
     if free is not None and need > free:
         yield (
-            f"{run.path} needs about {need / 1e9:.0f} GB and {free / 1e9:.0f} GB are free: "
+            f"{plan.run.path} needs about {need / 1e9:.0f} GB and {free / 1e9:.0f} GB are free: "
             "choose another disk with --runs, or remove old runs."
         )
 
@@ -174,39 +174,39 @@ def _free(path: Path, tunnel: Any) -> int | None:
     return shutil.disk_usage(path).free
 
 
-def _busy(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
-    if profile.executor != "slurm":
+def _busy(plan: LaunchPlan) -> Iterator[str]:
+    if plan.profile.executor != "slurm":
         return
-    from launch.slurm import job_states
+    from launch.executors.slurm_jobs import job_states
 
-    launch = store.last_launch(run.path)
+    launch = store.last_launch(plan.run.path)
     ids = {job.id: job.stage for job in launch.jobs.values() if job.id} if launch else {}
-    for job, state in job_states(tunnel, list(ids)).items():
+    for job, state in job_states(plan.tunnel, list(ids)).items():
         if state.active:
-            remedy = f"wait for it, or nemo-run cancel {run.path}"
+            remedy = f"wait for it, or nemo-run cancel {plan.run.path}"
             yield f"stage {ids[job]} of this run is {state.name} as job {job}: {remedy}."
 
 
-def _sbatch(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
-    if profile.executor == "slurm" and not ask(tunnel, "sh", "-c", "command -v sbatch").ok:
+def _sbatch(plan: LaunchPlan) -> Iterator[str]:
+    if plan.profile.executor == "slurm" and not ask(plan.tunnel, "sh", "-c", "command -v sbatch").ok:
         yield (
-            f"sbatch is not to be found{_there(tunnel)}: launch from a login node, "
+            f"sbatch is not to be found{_there(plan.tunnel)}: launch from a login node, "
             "or name one with cluster.slurm.ssh.host, .user and .jobs."
         )
 
 
-def _refused_by_slurm(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
+def _refused_by_slurm(plan: LaunchPlan) -> Iterator[str]:
     """What `sbatch --test-only` says against a script, before any is submitted."""
     from launch.dryrun import texts_of
 
     refused: dict[str, list[str]] = {}
-    for name, text in texts_of(run, profile, todo):
-        answer = ask(tunnel, "sbatch", "--test-only", stdin=text[text.index("#!") :])
+    for name, text in texts_of(plan):
+        answer = ask(plan.tunnel, "sbatch", "--test-only", stdin=text[text.index("#!") :])
         if not answer.ok:
             said = answer.err.strip().splitlines() or ["no reason given"]
             reason = said[-1].removeprefix("allocation failure: ").removeprefix("sbatch: error: ")
             if "contact slurm controller" in reason:
-                yield f"Slurm's controller does not answer{_there(tunnel)} ({reason}): try again when it does."
+                yield f"Slurm's controller does not answer{_there(plan.tunnel)} ({reason}): try again when it does."
                 return
             if not any(words in reason.lower() for words in NOT_NOW):
                 refused.setdefault(reason, []).append(name)
@@ -215,7 +215,7 @@ def _refused_by_slurm(run: RunFolder, profile: Profile, todo: list[Stage], tunne
         yield f"Slurm refuses {what}: {reason}; change the profile, or add cluster.slurm.KEY=VALUE."
 
 
-CHECKS: tuple[Callable[[RunFolder, Profile, list[Stage], Any], Iterator[str]], ...] = (
+CHECKS: tuple[Callable[[LaunchPlan], Iterator[str]], ...] = (
     _sbatch,
     _gpus,
     _fits,

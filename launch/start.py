@@ -1,59 +1,55 @@
-"""From a planned run to stages that run: checks first, then the executor."""
+"""From a plan to stages that run: checks first, then the executor."""
 
 from __future__ import annotations
 
 import os
 import time
 
-from errors import LaunchError
-from launch import experiment, login, preflight, recipes, status
-from launch.profiles import Profile
-from recipes import config, resume
-from recipes.pipeline import RECIPE_FILE, RunFolder, Stage, details_of, stages_of
+from common.errors import LaunchError
+from launch import experiment, preflight, run_status
+from launch.executors.tunnel import connect, is_remote, put_text
+from launch.launch_plan import LaunchPlan
+from pipeline import resume
+from pipeline.loading import write_run
+from pipeline.run_folder import RECIPE_FILE
+from pipeline.stage import details_of, stages_of
+from recipes.schema.recipe import dump_recipe
 
 
-def start(
-    run: RunFolder,
-    profile: Profile,
-    stages: list[Stage],
-    todo: list[Stage],
-    *,
-    wait: bool = False,
-    force: bool = False,
-) -> None:
+def run_stages(plan: LaunchPlan, *, wait: bool = False, force: bool = False) -> None:
     """Check everything, write the run folder and run the stages, or submit them.
 
     Raises:
         LaunchError: a check failed, the cluster refused a job, or a stage failed.
     """
-    for stage in stages:
-        if stage not in todo:
-            print(f"{stage.name}: current, skipped ({stage.output(run)})", flush=True)
-    if not todo:
+    for stage in plan.stages:
+        if stage not in plan.todo:
+            print(f"{stage.name}: current, skipped ({stage.output(plan.run)})", flush=True)
+    if not plan.todo:
         return
-    tunnel = login.connect(profile)
-    preflight.check(run, profile, todo, tunnel, force=force)
-    if login.is_remote(tunnel):
-        login.put_text(tunnel, config.dump_recipe(run.recipe.raw), f"{run.path}/{RECIPE_FILE}")
+    connect(plan.tunnel)
+    preflight.check(plan, force=force)
+    if is_remote(plan.tunnel):
+        put_text(plan.tunnel, dump_recipe(plan.recipe), f"{plan.run.path}/{RECIPE_FILE}")
     else:
-        _settle(run, todo)
-        recipes.write_run(run)
-    if profile.executor != "slurm":
-        experiment.execute(run, profile, todo)
+        _settle(plan)
+        write_run(plan.run)
+    if plan.profile.executor != "slurm":
+        experiment.execute(plan)
         return
-    for name, job in experiment.submit(run, profile, todo, tunnel).items():
+    for name, job in experiment.submit(plan).items():
         print(f"{name}: job {job}", flush=True)
-    name = run.path.name if login.is_remote(tunnel) else os.path.relpath(run.path)
+    name = plan.run.path.name if is_remote(plan.tunnel) else os.path.relpath(plan.run.path)
     print(f"nemo-run status {name} · nemo-run logs -f {name} · nemo-run cancel {name}", flush=True)
     if wait:
         _wait(name)
 
 
-def _settle(run: RunFolder, todo: list[Stage]) -> None:
+def _settle(plan: LaunchPlan) -> None:
     """Refuse checkpoints of other settings, and move finished trainings away that lost files since."""
-    for stage in todo:
-        resume.check(run, stage)
-        if aside := resume.set_aside_damaged(run, stage):
+    for stage in plan.todo:
+        resume.check(plan.run, stage)
+        if aside := resume.set_aside_damaged(plan.run, stage):
             print(f"{stage.name}: files are missing from its output, which now lies in {aside}", flush=True)
 
 
@@ -63,12 +59,12 @@ def _wait(name: str, seconds: float = 2.0) -> None:
     Raises:
         LaunchError: a stage failed.
     """
-    told: dict[str, str] = {}
+    shown: dict[str, str] = {}
     while True:
-        rows = status.of_run(name)
+        rows = run_status.of_run(name)
         for row in rows:
-            if told.get(row.stage) != row.state:
-                told[row.stage] = row.state
+            if shown.get(row.stage) != row.state:
+                shown[row.stage] = row.state
                 print(f"{row.stage}: {row.state} {row.note}".rstrip(), flush=True)
         if not any(row.active for row in rows):
             break
@@ -78,16 +74,16 @@ def _wait(name: str, seconds: float = 2.0) -> None:
         raise LaunchError(f"stage {failed[0].stage} {failed[0].state}: {failed[0].note}")
 
 
-def summarise(run: RunFolder, seconds: float) -> None:
+def summarise(plan: LaunchPlan, seconds: float) -> None:
     """Print a table of the stages: what each made, where, and how long it took when it ran."""
     from rich.console import Console
     from rich.table import Table
 
+    run = plan.run
     table = Table(title=f"{run.recipe.name}: {seconds:.0f} s", title_justify="left")
     for heading in ("stage", "seconds", "made", "where"):
         table.add_column(heading, justify="right" if heading == "seconds" else "left", overflow="fold")
     for stage in stages_of(run.recipe):
         details = details_of(stage, run)
-        output = os.path.relpath(stage.output(run))
-        table.add_row(stage.name, f"{details.get('seconds', 0):.1f}", str(details.get("made", "")), output)
+        table.add_row(stage.name, f"{details.seconds:.1f}", details.made, os.path.relpath(stage.output(run)))
     Console(width=max(100, Console().width)).print(table)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import LaunchError
+from common.errors import LaunchError
 
 if TYPE_CHECKING:
     import nemo_run

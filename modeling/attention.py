@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 
 # Transformer Engine 2.8 brought sinks (pull request 2148); its fused kernel has them from cuDNN 9.13.1 on, and with
 # packed sequences from cuDNN 9.18 and Transformer Engine 2.12 on (issue 2483, pull request 2568). Its flash-attention

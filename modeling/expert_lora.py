@@ -26,10 +26,10 @@ from nemo.lightning.pytorch.callbacks.peft import AdapterWrapper
 from nemo.utils import logging
 from torch import nn
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 from modeling.gradients import experts_have_own_replicas
 from modeling.grouped_experts import become_grouped
-from modeling.memory import ATTENTION, EXPERTS
+from modeling.lora_targets import ATTENTION, EXPERTS
 
 # Public since torch 2.10.
 _GROUPED_MM: Any = getattr(torch.nn.functional, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)

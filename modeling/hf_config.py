@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 
+CONFIGS = Path(__file__).parent / "configs"
 MODEL_TYPE = "gpt_oss"
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -170,3 +171,22 @@ def megatron_arguments(config: GptOssConfig) -> dict[str, Any]:
         "yarn_mscale_all_dim": 0.0,
         "activation_func_clamp_value": config.swiglu_limit,
     }
+
+
+def published_config(name: str = "gpt-oss-20b") -> dict[str, Any]:
+    """config.json of openai/gpt-oss-20b or openai/gpt-oss-120b, as it is on the Hub."""
+    return json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def find_config(model: str) -> GptOssConfig:
+    """The configuration of a known model, or of a Hugging Face folder or config.json.
+
+    Raises:
+        ConfigurationError: neither.
+    """
+    name = model.removeprefix("openai/")
+    known = {file.stem: file for file in sorted(CONFIGS.glob("*.json"))}
+    path = known.get(name, Path(model))
+    if not path.exists():
+        raise ConfigurationError(f"{model} is no model: name {' or '.join(known)}, or a folder with a config.json.")
+    return GptOssConfig.from_file(path)

@@ -25,7 +25,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region  # noqa: E402
 from nemo.collections.llm.fn.base import walk  # noqa: E402
 
-from errors import CheckpointError  # noqa: E402
+from common.errors import CheckpointError  # noqa: E402
 from modeling.hf_config import GptOssConfig  # noqa: E402
 from modeling.layouts import Layout  # noqa: E402
 from modeling.model_config import nemo_config  # noqa: E402

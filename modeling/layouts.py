@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,6 +25,11 @@ class Layout:
 
     def __str__(self) -> str:
         return f"TP{self.tensor} EP{self.expert} PP{self.pipeline} CP{self.context}"
+
+    @property
+    def processes(self) -> int:
+        """The fewest processes that the layout runs in."""
+        return self.pipeline * math.lcm(self.tensor * self.context, self.expert)
 
     def data_parallel(self, world: int) -> int:
         """Replicas of the dense weights in a world of so many ranks."""

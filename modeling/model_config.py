@@ -11,7 +11,9 @@ from nemo.collections.llm import GPTOSSConfig
 from modeling.gradients import correct_gradients
 from modeling.hf_config import GptOssConfig, megatron_arguments
 from modeling.layer_spec import local_block_spec
+from modeling.precision import Precision
 
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # Kernels and code paths that need a GPU; the mathematics is the same without them.
 _WITHOUT_GPU: dict[str, Any] = {
     "transformer_layer_spec": local_block_spec,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from data_prep.options import PrepareOptions
-from recipes.config import Evaluation, Export, Model, Recipe, TicketData, lazy
+from recipes.schema.recipe import Evaluation, Export, Model, Recipe, TicketData
+from recipes.schema.trees import lazy
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -49,7 +50,7 @@ def expert_lora() -> run.Config[Any]:
     )
 
 
-def finetuning(
+def finetuning_recipe(
     name: str,
     *,
     model: run.Config[Any],
@@ -65,7 +66,6 @@ def finetuning(
     expert: int = 1,
     pipeline: int = 1,
     peft: run.Config[Any] | None = None,
-    precision: str = "bf16",
     **more: Any,
 ) -> run.Config[Recipe]:
     """A recipe with the package's defaults: Adam, cosine schedule with warm-up to a tenth of the rate, clipping.
@@ -77,12 +77,10 @@ def finetuning(
         validation_batches: global batches that a validation takes.
         log_every: steps between lines on the console.
         tensor, expert, pipeline: ranks along each axis of model parallelism.
-        precision: "bf16" (mixed, fp32 master weights) or "fp32".
         more: other fields of `Recipe`.
     """
     import nemo_run as run
 
-    bf16 = precision == "bf16"
     trainer = lazy(
         "nemo.lightning.Trainer",
         devices=devices,
@@ -108,8 +106,6 @@ def finetuning(
             adam_beta1=0.9,
             adam_beta2=0.98,
             clip_grad=1.0,
-            bf16=bf16,
-            use_distributed_optimizer=bf16,
         ),
         lr_scheduler=lazy(
             "nemo.lightning.pytorch.optim.CosineAnnealingScheduler",
@@ -118,7 +114,7 @@ def finetuning(
         ),
     )
     checkpoint = lazy(
-        "recipes.saving.BestAndLast",
+        "training.callbacks.best_and_last.BestAndLast",
         monitor="val_loss",
         save_last="link",
         save_top_k=1,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import nemo_run as run
 
-from recipes.config import Recipe
-from recipes.finetuning import expert_lora, finetuning, hub_model, tickets
+from recipes.finetuning import expert_lora, finetuning_recipe, hub_model, tickets
+from recipes.schema.recipe import Recipe
 
 PRESETS = {"2x8xh100": ("trainer.num_nodes=2",)}
 
 
 def recipe() -> run.Config[Recipe]:
     """Two passes over the Kaggle tickets, 131,072 tokens a step."""
-    return finetuning(
+    return finetuning_recipe(
         "gpt_oss_120b_lora",
         model=hub_model("openai/gpt-oss-120b"),
         data=tickets(global_batch_size=64),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import nemo_run as run
 
-from recipes.config import Recipe
-from recipes.finetuning import finetuning, hub_model, tickets
+from recipes.finetuning import finetuning_recipe, hub_model, tickets
+from recipes.schema.recipe import Recipe
 
 
 def recipe() -> run.Config[Recipe]:
     """Two passes over the Kaggle tickets, 262,144 tokens a step."""
-    return finetuning(
+    return finetuning_recipe(
         "gpt_oss_120b_sft",
         model=hub_model("openai/gpt-oss-120b", recompute=True),
         data=tickets(global_batch_size=128),

@@ -9,13 +9,14 @@ from __future__ import annotations
 import nemo_run as run
 
 from data_prep.options import PrepareOptions
-from recipes.config import Export, Model, Pretraining, Recipe, TicketData, ToyModel, lazy
-from recipes.finetuning import expert_lora, finetuning
+from recipes.finetuning import expert_lora, finetuning_recipe
+from recipes.schema.recipe import Export, Model, Pretraining, Recipe, TicketData, ToyModel
+from recipes.schema.trees import lazy
 
 
 def recipe() -> run.Config[Recipe]:
     """LoRA on a toy gpt-oss made for the run; sample tickets unless `data.source=` names others."""
-    return finetuning(
+    return finetuning_recipe(
         "gpt_oss_tiny_lora",
         model=run.Config(
             Model,
@@ -41,6 +42,5 @@ def recipe() -> run.Config[Recipe]:
         expert=2,
         validation_batches=2,
         log_every=10,
-        precision="fp32",
         export=run.Config(Export, weights="fp32"),
     )

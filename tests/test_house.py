@@ -8,35 +8,29 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import click
 import pytest
 import typer
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("recipes", "converters", "data_prep", "modeling", "evaluation", "launch")
-HEAVY = {"nemo": "nemo", "megatron": "nemo", "lightning": "nemo", "nemo_run": "nemo_run"}
-# The only files that import NeMo or Megatron-core, and NeMo-Run; all others work, and are tested, without them.
-MAY_IMPORT = {
-    "nemo": {
-        "evaluation": {"megatron_model"},
-        "modeling": {
-            "cpu_backend",
-            "expert_lora",
-            "gradients",
-            "grouped_experts",
-            "inference",
-            "layer_spec",
-            "model_config",
-        },
-        "recipes": {"continuing", "expert_load", "loggers", "preemption", "saving", "training", "watching"},
-    },
-    "nemo_run": {
-        "launch": {"dryrun", "executors", "experiment", "login", "packaging", "store"},
-        "recipes": {"config", "finetuning", "overrides"} | {file.stem for file in ROOT.glob("recipes/gpt_oss_*.py")},
-    },
-}
+from common.repository import PACKAGES, REPOSITORY
+
+_NAMED = (ast.FunctionDef, ast.ClassDef)
+
+ROOT = REPOSITORY
+HEAVY = {"nemo", "megatron", "lightning"}
+# The rooms that import NeMo and Megatron-core; all others work, and are tested, without them.
+MAY_IMPORT_NEMO = {"modeling", "training", "stages", "evaluation"}
+OF_EVALUATION = {"megatron_model"}  # the half that runs models in Megatron
+MAY_IMPORT_NEMO_RUN = {"recipes", "launch"}
+# Processes meet files at these borders, not each other's code.
+NEVER = {("launch", "stages"), ("launch", "training")}
+# A command and a stage are called by what people type; what they call has a name of its own.
+NAMED_BY_VERB = {"launch/commands", "stages"}
 WITHOUT_HEAVY = """
 import importlib, sys
 
@@ -51,57 +45,109 @@ for name in sys.argv[1:]:
 """
 
 
-def imports(file: Path) -> list[tuple[str, bool]]:
-    """Names of the packages that a file imports, and whether at its top level."""
-    tree = ast.parse(file.read_text())
+@dataclass(frozen=True)
+class Import:
+    """A module that a file imports, whole, and whether at the file's top level."""
+
+    name: str
+    top: bool
+
+    @property
+    def package(self) -> str:
+        return self.name.split(".")[0]
+
+
+@cache
+def files() -> dict[str, Path]:
+    """The files of the rooms by their modules' names."""
+    found = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+    return {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in found}
+
+
+@cache
+def imports(module: str) -> list[Import]:
+    tree = ast.parse(files()[module].read_text())
     found = []
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module]
-        found += [(name.split(".")[0], node in tree.body) for name in names]
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, f"{module} imports relatively"
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in files() else node.module for name in whole]
+        found += [Import(name, node in tree.body) for name in names]
     return found
 
 
-def files() -> list[Path]:
-    return [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+def ours(module: str) -> set[str]:
+    """Modules of the rooms that a module imports, anywhere in it."""
+    return {each.name for each in imports(module) if each.name in files()} - {module}
 
 
-@pytest.mark.parametrize("kind", ["nemo", "nemo_run"])
-def test_only_the_named_files_import(kind: str) -> None:
-    found: dict[str, set[str]] = {}
-    for file in files():
-        if any(HEAVY.get(name) == kind for name, _ in imports(file)):
-            found.setdefault(file.parent.name, set()).add(file.stem)
-    assert found == MAY_IMPORT[kind]
+def test_the_rooms_are_those_that_are_shipped() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {".".join(file.parent.relative_to(ROOT).parts) for file in files().values()}
+    assert set(project["tool"]["setuptools"]["packages"]) == packages
+    assert {name.split(".")[0] for name in packages} == set(PACKAGES)
+
+
+def test_nothing_imports_upwards() -> None:
+    """`PACKAGES` lists the rooms from the ground up."""
+    above = {name: PACKAGES[number + 1 :] for number, name in enumerate(PACKAGES)}
+    upwards = {(m, other) for m in files() for other in ours(m) if other.split(".")[0] in above[m.split(".")[0]]}
+    assert upwards == set()
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    done: set[str] = set()
+
+    def follow(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " → ".join([*way[way.index(module) :], module])
+        if module in done:
+            return
+        for other in sorted(ours(module)):
+            follow(other, (*way, module))
+        done.add(module)
+
+    for module in files():
+        follow(module, ())
+
+
+def test_who_imports_nemo_and_nemo_run() -> None:
+    found = {(m.split(".")[0], each.package) for m in files() for each in imports(m)}
+    assert {room for room, package in found if package in HEAVY} <= MAY_IMPORT_NEMO
+    assert {room for room, package in found if package == "nemo_run"} == MAY_IMPORT_NEMO_RUN
+    heavy = {m for m in files() if any(each.package in HEAVY for each in imports(m))}
+    assert {m.rpartition(".")[2] for m in heavy if m.startswith("evaluation.")} == OF_EVALUATION
+    assert not {(m.split(".")[0], other.split(".")[0]) for m in files() for other in ours(m)} & NEVER
+
+
+def test_a_file_name_means_one_thing() -> None:
+    """No name stands in two rooms, none is a room's, and no module has a function or class of its own name."""
+    places: dict[str, list[str]] = {}
+    for module, file in files().items():
+        if file.stem in ("__init__", "__main__"):
+            continue
+        assert file.stem not in PACKAGES, module
+        defined = {node.name for node in ast.parse(file.read_text()).body if isinstance(node, _NAMED)}
+        assert file.stem not in defined, module
+        folder = str(file.parent.relative_to(ROOT))
+        if folder not in NAMED_BY_VERB:
+            places.setdefault(file.stem, []).append(module)
+    assert {stem: modules for stem, modules in places.items() if len(modules) > 1} == {}
 
 
 @pytest.mark.slow  # torch, transformers and scikit-learn are imported once more
 def test_all_other_modules_import_in_a_minimal_installation() -> None:
-    light = [file for file in files() if not any(name in HEAVY and top for name, top in imports(file))]
-    # what imports a heavy module of ours is heavy itself
-    heavy = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files() if file not in light}
-    names = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in light]
-    names = [name for name in names if not heavy & modules_of(ROOT / f"{name.replace('.', '/')}.py")]
-    assert {"launch.cli", "launch.plan", "converters.export_hf", "data_prep.prepare"} < set(names)
+    heavy = {m for m in files() if any(each.top and each.package in {*HEAVY, "nemo_run"} for each in imports(m))}
+    while more := {m for m in files() if any(each.top and each.name in heavy for each in imports(m))} - heavy:
+        heavy |= more  # what imports a heavy module of ours is heavy itself
+    light = [m for m in files() if m not in heavy and not m.startswith("recipes.gpt_oss_")]
+    assert {"launch.cli", "launch.commands.plan", "converters.export_hf", "data_prep.preparation"} < set(light)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_HEAVY, *names], capture_output=True, text=True, env=environment, timeout=120
+        [sys.executable, "-c", WITHOUT_HEAVY, *light], capture_output=True, text=True, env=environment, timeout=120
     )
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def modules_of(file: Path) -> set[str]:
-    """Modules that a file imports at its top level, with their whole names."""
-    if not file.exists():
-        return set()
-    found = set()
-    for node in ast.parse(file.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found
 
 
 def documented_commands() -> list[str]:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from converters.lora import LINEAR_IN, LINEAR_OUT, empty_states
-from converters.nemo_context import TOKENIZER, Call, Symbol, write_context
-from converters.nemo_weights import PREFIX, Piece, write_weights
-from converters.peft import METADATA
+from converters.nemo_context import Call, Symbol, write_context
+from converters.nemo_folder import METADATA, TOKENIZER
+from converters.storage.nemo_weights import PREFIX, Piece, write_weights
 from modeling.hf_config import GptOssConfig
 
 RANK, ALPHA = 6, 12.0

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling.toy_checkpoint import write_toy_checkpoint
+from converters.toy_checkpoint import write_toy_checkpoint
 
 # lopsided: no two widths agree, heads ≠ groups, experts ≠ layers
 SIZES: dict[str, Any] = {

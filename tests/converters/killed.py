@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import converters.nemo_weights as nemo_weights
-from artifacts import hash_file, partial_of, read_manifest
+import converters.storage.nemo_weights as nemo_weights
+from common.artifacts import hash_file, partial_of, read_manifest
 from converters.export_hf import export_checkpoint
-from converters.folders import FINISHED
 from converters.import_hf import import_checkpoint
+from converters.storage.nemo_weights import FINISHED
 
 
 def start(convert: Callable[[], object]) -> int:

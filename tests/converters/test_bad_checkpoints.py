@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from artifacts import partial_of
+from common.artifacts import partial_of
+from common.errors import CheckpointError, ConfigurationError, NemoRunError
 from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
-from converters.verify import verify
-from errors import CheckpointError, ConfigurationError, NemoRunError
+from converters.verify import compare_checkpoints
 
 INDEX = "model.safetensors.index.json"
 SECOND = "model-00002-of-00003.safetensors"
@@ -162,7 +162,7 @@ def test_nobodys_files_are_overwritten(mxfp4_toy: Path, tmp_path: Path) -> None:
 def test_verify_counts_and_names_what_differs(mxfp4_toy: Path, imported: Path, tmp_path: Path) -> None:
     hf = Path(shutil.copytree(mxfp4_toy, tmp_path / "hf"))
     change(hf, lambda t: t[first(t, "o_proj.bias")].add_(torch.tensor([0.0] * 63 + [2.0])))
-    report = verify(hf, imported)
+    report = compare_checkpoints(hf, imported)
     assert (report.equal, len(report.different), report.same) == (41, 1, False)
     name, largest = report.largest
     assert name.startswith("decoder.layers.self_attention.linear_proj.bias[")
@@ -171,7 +171,7 @@ def test_verify_counts_and_names_what_differs(mxfp4_toy: Path, imported: Path, t
 
 def test_verify_tells_dtypes_apart(imported: Path, tmp_path: Path) -> None:
     out = export_checkpoint(imported, tmp_path / "out", weights="fp32")
-    report = verify(imported, out)
+    report = compare_checkpoints(imported, out)
     assert (report.equal, len(report.different), len(report.dtypes)) == (0, 0, 42)
     assert not report.same
 
@@ -181,7 +181,7 @@ def test_the_verify_command_exits_with_one_where_anything_differs(
 ) -> None:
     from typer.testing import CliRunner
 
-    from launch.convert import app
+    from launch.commands.convert import app
 
     same = CliRunner().invoke(app, ["verify", str(mxfp4_toy), str(imported)])
     assert same.exit_code == 0

@@ -46,27 +46,27 @@ def convert(hub: Hub, cwd: Path, *arguments: str | Path, token: str = "hf_secret
 
 
 def test_only_what_is_needed_is_fetched(hub: Hub, mxfp4_toy: Path, imported: Path, tmp_path: Path) -> None:
-    from converters.verify import verify
+    from converters.verify import compare_checkpoints
 
     done = convert(hub, tmp_path, "import", MODEL, "nemo")
     assert done.status == 0, done.err
     assert hub.fetched() == {file.name for file in mxfp4_toy.iterdir()}
-    assert verify(tmp_path / "nemo", imported).same
+    assert compare_checkpoints(tmp_path / "nemo", imported).same
 
 
 def test_broken_connections_are_taken_up_where_they_broke(hub: Hub, imported: Path, tmp_path: Path) -> None:
-    from converters.verify import verify
+    from converters.verify import compare_checkpoints
 
     hub.cut_after, hub.cuts = 20_000, 3
     done = convert(hub, tmp_path, "import", MODEL, "nemo")
     assert done.status == 0, done.err
     assert hub.cuts == 0
     assert any(request.endswith("bytes=20000-") for request in hub.requests)
-    assert verify(tmp_path / "nemo", imported).same
+    assert compare_checkpoints(tmp_path / "nemo", imported).same
 
 
 def test_a_download_that_failed_goes_on_with_the_next_command(hub: Hub, imported: Path, tmp_path: Path) -> None:
-    from converters.verify import verify
+    from converters.verify import compare_checkpoints
 
     hub.cut_after, hub.cuts = 1_000, 1_000
     folder = hub.models[MODEL]
@@ -80,7 +80,7 @@ def test_a_download_that_failed_goes_on_with_the_next_command(hub: Hub, imported
     hub.requests.clear()
     assert convert(hub, tmp_path, "import", MODEL, "nemo").status == 0
     assert any(" bytes=" in request for request in hub.requests)
-    assert verify(tmp_path / "nemo", imported).same
+    assert compare_checkpoints(tmp_path / "nemo", imported).same
     assert folder.exists()
 
 

@@ -13,7 +13,7 @@ import torch
 from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
 from converters.mapping import TABLE
-from converters.nemo_weights import WeightsReader
+from converters.storage.nemo_weights import WeightsReader
 from tests.converters.adapters import write_adapter
 from tests.converters.conftest import SIZES, write_model
 

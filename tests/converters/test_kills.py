@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import converters.nemo_weights as nemo_weights
-from artifacts import partial_of
-from converters.folders import FINISHED
+import converters.storage.nemo_weights as nemo_weights
+from common.artifacts import partial_of
 from converters.import_hf import import_checkpoint
+from converters.storage.nemo_weights import FINISHED
 
 SCRIPT = Path(__file__).with_name("killed.py")
 

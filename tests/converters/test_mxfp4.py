@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import CheckpointError
 from converters.mxfp4 import VALUES, dequantize, quantize, requantize
-from converters.transpose import transpose
-from errors import CheckpointError
+from converters.storage.transposition import transpose
 
 # E2M1 spelled out once more, by hand: the module's own table is what is under test
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]

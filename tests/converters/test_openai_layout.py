@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from common.errors import CheckpointError, ConfigurationError
 from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
-from converters.verify import verify
-from errors import CheckpointError, ConfigurationError
+from converters.verify import compare_checkpoints
 
 Tensors = Callable[[Path], dict[str, torch.Tensor]]
 CONFIG: dict[str, Any] = {
@@ -76,7 +76,7 @@ def original(mxfp4_toy: Path, tensors: Tensors, tmp_path: Path) -> Path:
 
 
 def test_it_imports_to_the_same_checkpoint(original: Path, imported: Path, tmp_path: Path) -> None:
-    report = verify(import_checkpoint(original, tmp_path / "nemo"), imported)
+    report = compare_checkpoints(import_checkpoint(original, tmp_path / "nemo"), imported)
     assert report.same
     assert report.equal == 42
 
@@ -98,7 +98,7 @@ def test_plain_experts_are_rows_of_the_output(bf16_toy: Path, tensors: Tensors, 
     folder = write_original(tmp_path / "original", tensors(bf16_toy), plain=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((bf16_toy / name).read_bytes())
-    assert verify(import_checkpoint(folder, tmp_path / "nemo"), imported).same
+    assert compare_checkpoints(import_checkpoint(folder, tmp_path / "nemo"), imported).same
 
 
 def test_a_missing_tokenizer_or_field_is_told(original: Path, tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from common.errors import CheckpointError
 from converters.lora import LINEAR_OUT, Adapter
-from converters.nemo_weights import WeightsReader
-from converters.peft import METADATA, SETTINGS, export_adapter, import_adapter
-from errors import CheckpointError
-from launch.convert import app
+from converters.nemo_folder import METADATA
+from converters.peft import SETTINGS, export_adapter, import_adapter
+from converters.storage.nemo_weights import WeightsReader
+from launch.commands.convert import app
 from modeling.hf_config import GptOssConfig
 from tests.converters.adapters import ALPHA, RANK, write_adapter
 

@@ -13,14 +13,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from artifacts import read_manifest
+from common.artifacts import read_manifest
+from common.errors import ConfigurationError
+from common.progress import Done
+from common.values import parse_size
 from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
-from converters.nemo_weights import WeightsReader
-from converters.progress import Done
-from converters.sizes import parse_size
-from converters.verify import verify
-from errors import ConfigurationError
+from converters.storage.nemo_weights import WeightsReader
+from converters.verify import compare_checkpoints
 from tests.converters.adapters import write_adapter
 
 Tensors = Callable[[Path], dict[str, torch.Tensor]]
@@ -70,7 +70,7 @@ def test_both_formats_give_the_same_nemo_checkpoint(mxfp4_toy: Path, bf16_toy: P
     """The orientation oracle: MXFP4 rows are (out, in), the bf16 parameter is (in, out)."""
     a = import_checkpoint(mxfp4_toy, tmp_path / "a")
     b = import_checkpoint(bf16_toy, tmp_path / "b")
-    report = verify(a, b)
+    report = compare_checkpoints(a, b)
     assert report.same
     assert report.equal == 3 * 13 + 3
 
@@ -110,7 +110,7 @@ def test_position_coded_rows_stand_in_megatrons_order(
 
 
 def test_mxfp4_export_reports_what_it_had_to_quantize(bf16_toy: Path, mxfp4_toy: Path, tmp_path: Path) -> None:
-    from converters.verify import verify
+    from converters.verify import compare_checkpoints
 
     nemo = import_checkpoint(bf16_toy, tmp_path / "nemo")  # no scales are known
     out = export_checkpoint(nemo, tmp_path / "out", weights="mxfp4")
@@ -122,7 +122,7 @@ def test_mxfp4_export_reports_what_it_had_to_quantize(bf16_toy: Path, mxfp4_toy:
     # the values came from MXFP4, so the OCP rule finds them again but for blocks without a value of the largest binade
     assert all(0 <= error < 0.02 for error in errors.values())
     assert json.loads((out / "config.json").read_text())["quantization_config"]["quant_method"] == "mxfp4"
-    assert verify(mxfp4_toy, out).dtypes == {}
+    assert compare_checkpoints(mxfp4_toy, out).dtypes == {}
 
 
 def test_only_what_an_adapter_touched_is_quantized(
@@ -153,9 +153,9 @@ def test_progress_counts_bytes_and_tensors_to_the_end(mxfp4_toy: Path, imported:
     ):
         seen: list[Done] = []
         convert(tmp_path / str(len(list(tmp_path.iterdir()))), seen.append)
-        assert [done.tensors for done in seen] == list(range(1, seen[-1].all_tensors + 1))
-        assert [done.bytes for done in seen] == sorted(done.bytes for done in seen)
-        assert seen[-1].bytes == seen[-1].all_bytes
+        assert [done.note for done in seen] == [f"{i}/{len(seen)} tensors" for i in range(1, len(seen) + 1)]
+        assert [done.done for done in seen] == sorted(done.done for done in seen)
+        assert seen[-1].done == seen[-1].total
 
 
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("7", 7)])

@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.harmony import CHAT_TEMPLATE, SPECIAL_TOKENS
 from data_prep.sample import sample_texts
-from modeling.toy_tokenizer import train_tokenizer
+from data_prep.toy_tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import ConfigurationError
 from data_prep.cleaning import RULES, Cleaner, one_line
-from errors import ConfigurationError
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 import pytest
 
+from common.errors import DataError
 from data_prep.columns import Columns, find_columns, find_text
 from data_prep.options import PrepareOptions
-from errors import DataError
 
 
 def found(names: list[str], **options) -> Columns:

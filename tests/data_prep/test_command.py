@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.prepare import prepare as prepare_tickets
+from data_prep.preparation import prepare as prepare_tickets
 from tests.conftest import Ran, nemo_run
 
 pytestmark = pytest.mark.slow
@@ -82,7 +82,9 @@ def test_a_million_rows_are_not_needed_to_see_progress(tmp_path):
     """Every step tells how far it is."""
     (tmp_path / "t.csv").write_text(GOOD)
     seen: dict[str, tuple[int, int | None]] = {}
-    prepare_tickets(tmp_path / "t.csv", tmp_path / "out", progress=lambda step, *how_far: seen.update({step: how_far}))
+    prepare_tickets(
+        tmp_path / "t.csv", tmp_path / "out", progress=lambda at: seen.update({at.step: (at.done, at.total)})
+    )
     assert seen["reading t.csv"] == (60, 60)
     assert seen["comparing tickets"] == (60, 60)
     assert {step for step in seen if step.startswith("writing")} == {

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from common.errors import ConfigurationError, DataError
 from data_prep.options import PrepareOptions
-from data_prep.prepare import prepare
-from data_prep.report import PrepareReport
+from data_prep.preparation import prepare
+from data_prep.prepare_report import PrepareReport
 from data_prep.sample import sample_tickets
-from errors import ConfigurationError, DataError
 
 COLUMNS = ("subject", "body", "queue", "language")
 ROWS = [{name: row[name] for name in COLUMNS} for row in sample_tickets(12, seed=9)]

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import DataError
 from data_prep.harmony import (
     DATE,
     SPECIAL_TOKENS,
@@ -10,7 +11,6 @@ from data_prep.harmony import (
     renderer,
     routing_prompt,
 )  # fmt: skip
-from errors import DataError
 
 SYSTEM = (  # from openai/harmony, docs/format.md
     "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: 2024-06\n"

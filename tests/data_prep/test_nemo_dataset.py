@@ -10,7 +10,7 @@ import torch
 
 from data_prep.nemo_dataset import NEMO_DATASET_KWARGS, packed_sequence_arguments
 from data_prep.options import PrepareOptions
-from data_prep.prepare import prepare
+from data_prep.preparation import prepare
 
 pytestmark = pytest.mark.slow
 REAL = Path(__file__).parents[3] / "shared" / "data" / "tickets"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data_prep.options import PrepareOptions
 from data_prep.packing import pack
-from data_prep.prepare import prepare
+from data_prep.preparation import prepare
 
 
 @given(st.lists(st.integers(1, 50)), st.integers(50, 120))

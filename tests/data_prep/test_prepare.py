@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import ConfigurationError, DataError, NemoRunError
 from data_prep.options import PrepareOptions
-from data_prep.prepare import prepare
-from data_prep.report import PrepareReport
+from data_prep.preparation import prepare
+from data_prep.prepare_report import PrepareReport
 from data_prep.sample import COLUMNS, sample_tickets
-from errors import ConfigurationError, DataError, NemoRunError
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "tickets"
 MAIN, GERMAN = "aa_dataset-tickets-multi-lang-5-2-50-version.csv", "dataset-tickets-german_normalized.csv"

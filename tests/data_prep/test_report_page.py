@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.options import PrepareOptions
-from data_prep.prepare import prepare
+from data_prep.preparation import prepare
 from tests.browser import look, needs_browser
 
 ATTACK = "<img src=x onerror=alert(1)></pre><script>alert(1)</script>"

@@ -31,9 +31,9 @@ def test_quirks():
 def test_it_can_be_learnt_but_not_from_its_labels_words(tmp_path):
     from sklearn.metrics import f1_score
 
-    from data_prep.prepare import prepare
+    from data_prep.preparation import prepare
+    from data_prep.prepared import load_prepared
     from evaluation.baselines import majority, tfidf
-    from evaluation.prepared import load_prepared
 
     prepare("sample", tmp_path / "data")
     prepared = load_prepared(tmp_path / "data")

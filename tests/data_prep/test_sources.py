@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import DataError
 from data_prep.sources import Damaged, Row, open_source
-from errors import DataError
 
 
 def read(path: Path, *names: str) -> list[Row | Damaged]:

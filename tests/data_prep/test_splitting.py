@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from common.errors import DataError
 from data_prep.intake import hash64
 from data_prep.splitting import (
     NOWHERE,
@@ -19,7 +20,6 @@ from data_prep.splitting import (
     split,
     write_splits,
 )
-from errors import DataError
 
 SHARES = (0.8, 0.1, 0.1)
 LANGUAGES = ["de", "en", "es", "fr", "pt"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data_prep.harmony import CHAT_TEMPLATE, SPECIAL_TOKENS
-from modeling.toy_tokenizer import train_tokenizer
+from data_prep.toy_tokenizer import train_tokenizer
 
 # "Sales" is a prefix of "Sales Support", which shares its end with "IT Support" and its start with "Sales Return".
 LABELS = ["IT", "IT Support", "Sales", "Sales Return", "Sales Support", "Human Resources"]

@@ -1,7 +1,7 @@
 from pathlib import Path
 
+from data_prep.prepared import load_prepared
 from evaluation.baselines import majority, tfidf
-from evaluation.prepared import load_prepared
 from tests.evaluation.conftest import write_prepared
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from common.errors import CheckpointError
+from converters.toy_checkpoint import write_toy_checkpoint
 from data_prep.harmony import CHAT_TEMPLATE, SPECIAL_TOKENS
-from errors import CheckpointError
+from data_prep.toy_tokenizer import train_tokenizer
 from evaluation.parity import largest_difference, save_logits
 from evaluation.transformers_model import load
-from modeling.toy_checkpoint import write_toy_checkpoint
-from modeling.toy_tokenizer import train_tokenizer
 
 SIZES = {
     "vocab_size": 280,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from data_prep.prepared import Ticket
 from evaluation.label_noise import estimate_noise, noise_of_training
-from evaluation.prepared import Ticket
 from tests.evaluation.conftest import ticket_rows
 
 LABELS = ["Billing", "IT", "Sales"]

@@ -7,8 +7,8 @@ from sklearn import metrics as sk
 from statsmodels.stats.contingency_tables import mcnemar
 
 from evaluation.calibration import calibrate, coverage_curve, point_for_coverage, point_for_precision
+from evaluation.comparison import compare
 from evaluation.metrics import Resampled, compute_metrics, interval
-from evaluation.paired import compare
 
 NAMES = np.array(["Billing", "IT", "Sales", "Human Resources", "never given"])
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from data_prep.prepared import load_prepared
 from evaluation import report
 from evaluation.baselines import nearest
 from evaluation.findings import Findings, Goal
 from evaluation.predictions import Predictions
-from evaluation.prepared import load_prepared
 from tests.browser import look, needs_browser
 from tests.evaluation.conftest import LABELS, write_prepared
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.prepared import load_prepared
+from common.progress import Done
+from data_prep.prepared import load_prepared
 from evaluation.scoring import LabelScores, LogitsFunction, decode_labels
 from evaluation.transformers_model import load
 from tests.evaluation.conftest import LABELS, ticket_rows
@@ -105,17 +106,17 @@ def test_one_pass_serves_labels_that_share_all_but_their_last_token() -> None:
         assert positions is not None
         return torch.zeros(*positions.shape, 26)
 
-    seen: list[tuple[int, int]] = []
+    seen: list[Done] = []
     scores = decode_labels(
         uniform,
         Letters(),
         ["xy", "z"],
         ["abc", "abd", "ab", "q"],
         2,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=seen.append,
     )
     assert passes == [(2, 4)]
-    assert seen == [(2, 2)]
+    assert seen == [Done("tickets", 2, 2)]
     np.testing.assert_allclose(scores.log_probabilities, -np.log(26) * np.array([[3, 3, 2, 1]] * 2))
 
 

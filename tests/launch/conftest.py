@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from launch import dryrun
-from launch.profiles import load_profile
-from launch.recipes import make_run
-from launch.selection import Selection
+from launch.executors.profiles import load_profile
+from launch.launch_plan import LaunchPlan
+from pipeline.loading import make_run
+from pipeline.pending import Selection
 from tests.conftest import REPOSITORY
 
 DryRun = Callable[..., str]
@@ -38,7 +39,7 @@ def dry(tmp_path: Path, store: Path) -> DryRun:
         run = make_run(recipe, list(overrides), Path(loaded.runs or tmp_path / "runs"))
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            dryrun.show(run, loaded, Selection().of(run), Selection().pending(run))
+            dryrun.show(LaunchPlan.of(run, loaded, Selection()))
         text = printed.getvalue()
         for path, name in (
             (store, "/nemo_run_home"),

@@ -6,17 +6,25 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from launch.profiles import EXECUTORS
+from launch.executors.profiles import EXECUTORS
 from tests.conftest import REPOSITORY, nemo_run
 from tests.launch.conftest import DryRun
 
+# Each executor spells these in its own way.
+RESOURCES = (
+    r"(?:#SBATCH --nodes=|--nnodes |num_nodes: )(\d+)",
+    r"(?:--nproc-per-node |nproc_per_node: |nprocs_per_node: )(\d+)",
+    r"(?:--gpus-per-node=|--gres=gpu:|--gpus |gpus_per_node: )(\d+)",
+)
 GOLDEN = Path(__file__).parent / "golden"
 PROFILES = sorted((REPOSITORY / "clusters").glob("*.yaml"))
 RECIPES = sorted(
@@ -39,14 +47,36 @@ def anonymous(text: str) -> str:
     return re.sub(r"--user \d+:\d+", "--user <uid>:<gid>", text)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("recipe", [TINY, LORA_20B], ids=lambda file: file.stem)
 @pytest.mark.parametrize("profile", [*PROFILES, None], ids=lambda file: file.stem if file else "local")
 def test_golden(profile: Path | None, recipe: Path, dry: DryRun) -> None:
-    text = anonymous(dry(profile, recipe))
-    file = GOLDEN / f"{profile.stem if profile else 'local'}--{recipe.stem}.txt"
+    golden(f"{name_of(profile)}--{recipe.stem}.txt", anonymous(dry(profile, recipe)))
+
+
+def test_what_the_other_recipes_get(dry: DryRun) -> None:
+    """Of each profile and recipe: stages, and how many of them are given so many nodes, processes a node and GPUs."""
+    rows = [f"{'profile':14} {'recipe':18} {'stages':>6}  nodes      processes  GPUs"]
+    for profile, recipe in itertools.product([*PROFILES, None], RECIPES):
+        stages = re.split(r"^(?:# --- \w+ ---|\w+: python|\w+: torchrun)", dry(profile, recipe), flags=re.MULTILINE)[1:]
+        counts = "  ".join(f"{tally(pattern, stages):9}" for pattern in RESOURCES)
+        rows.append(f"{name_of(profile):14} {recipe.stem:18} {len(stages):6}  {counts}".rstrip())
+    golden("counts.txt", "\n".join(rows) + "\n")
+
+
+def tally(pattern: str, stages: list[str]) -> str:
+    """How many stages name which number: `2×8` for two stages with 8."""
+    named = Counter(int(number[1]) for stage in stages if (number := re.search(pattern, stage)))
+    return ",".join(f"{count}×{number}" for number, count in sorted(named.items())) or "-"
+
+
+def golden(name: str, text: str) -> None:
     if os.environ.get("UPDATE_GOLDEN"):
-        file.write_text(text)
-    assert text == file.read_text()
+        (GOLDEN / name).write_text(text)
+    assert text == (GOLDEN / name).read_text()
+
+
+def name_of(profile: Path | None) -> str:
+    return profile.stem if profile else "local"
 
 
 def test_every_executor_has_an_example() -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from errors import LaunchError
-from launch import failures, login, preflight, slurm, status
-from launch.profiles import load_profile
-from launch.recipes import make_run
-from launch.selection import Selection
+from common.errors import LaunchError
+from launch import failures, preflight, run_status
+from launch.executors import slurm_jobs, tunnel
+from launch.executors.profiles import load_profile
+from launch.launch_plan import LaunchPlan
+from pipeline.loading import make_run
+from pipeline.pending import Selection
 from tests.conftest import REPOSITORY, nemo_run
 
 TINY = REPOSITORY / "recipes" / "gpt_oss_tiny_lora.py"
@@ -26,7 +28,7 @@ def refused(
     profile = load_profile(None, [f"cluster.{text}" for text in cluster])
     run = make_run(recipe, list(overrides), tmp_path / "runs")
     with pytest.raises(LaunchError) as error:
-        preflight.check(run, profile, Selection(only).pending(run), login.tunnel_of(profile))
+        preflight.check(LaunchPlan.of(run, profile, Selection(only)))
     return str(error.value)
 
 
@@ -115,7 +117,7 @@ def test_unreachable_login_node() -> None:
     keys = ("host=127.0.0.1", "user=nobody", "jobs=/jobs", "port=1")
     profile = load_profile(None, ["cluster.executor=slurm", *(f"cluster.slurm.ssh.{key}" for key in keys)])
     with pytest.raises(LaunchError, match=r"login node 127\.0\.0\.1 cannot be reached as nobody .*slurm\.ssh"):
-        login.connect(profile)
+        tunnel.connect(tunnel.tunnel_of(profile))
 
 
 @pytest.mark.usefixtures("store")
@@ -145,8 +147,8 @@ def test_unknown_stage_and_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["OUT_OF_MEMORY", "FAILED"])
 def test_killed_for_memory(name: str) -> None:
-    state = slurm.JobState(name, signal=9 if name == "FAILED" else 0)
-    note = status._note(state, None, None)  # type: ignore[arg-type]
+    state = slurm_jobs.JobState(name, signal=9 if name == "FAILED" else 0)
+    note = run_status._note(state, None, None)  # type: ignore[arg-type]
     assert "killed for memory" in note
     assert "cluster.slurm.mem" in note
 
@@ -165,9 +167,9 @@ def test_the_last_error_line(log: str, told: str | None) -> None:
 
 
 def test_slurm_states() -> None:
-    assert slurm._from_sacct("12|CANCELLED by 0|0:15|n1") == ("12", slurm.JobState("CANCELLED", 0, 15, "n1"))
-    state = slurm._from_scontrol("JobId=3 JobState=PENDING Reason=Dependency ExitCode=0:0 NodeList=(null)")
-    assert state == slurm.JobState("PENDING", 0, 0, "Dependency")
+    assert slurm_jobs._from_sacct("12|CANCELLED by 0|0:15|n1") == ("12", slurm_jobs.JobState("CANCELLED", 0, 15, "n1"))
+    state = slurm_jobs._from_scontrol("JobId=3 JobState=PENDING Reason=Dependency ExitCode=0:0 NodeList=(null)")
+    assert state == slurm_jobs.JobState("PENDING", 0, 0, "Dependency")
     assert state.active
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from errors import ConfigurationError
-from launch.profiles import load_profile, split_overrides
+from common.errors import ConfigurationError
+from launch.executors.profiles import load_profile, split_overrides
 from tests.conftest import REPOSITORY
 
 
@@ -64,7 +64,7 @@ def test_unknown_key_on_the_command_line() -> None:
 
 
 @pytest.mark.parametrize("text", ["04:30:00", '"04:30:00"'])
-def test_yaml_reads_unquoted_times_as_seconds(tmp_path: Path, text: str) -> None:
+def test_times_need_no_quotes(tmp_path: Path, text: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(f"slurm: {{time: {text}}}")
     assert load_profile(file, []).slurm.time == "04:30:00"

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from launch import experiment
-from launch.executors import ByName, executor_for
+from launch.executors.build import ByName, executor_for
+from launch.executors.profiles import load_profile
 from launch.export_scripts import export
-from launch.profiles import load_profile
-from launch.recipes import make_run, write_run
-from launch.selection import Selection
+from launch.launch_plan import LaunchPlan
+from pipeline.loading import make_run, write_run
+from pipeline.pending import Selection
 from tests.conftest import REPOSITORY
 from tests.launch.conftest import DryRun
 
@@ -62,7 +63,7 @@ def test_what_nemo_run_stores_holds_no_value(executor: str, tmp_path: Path, stor
     profile = load_profile(None, [f"cluster.executor={executor}", *CLUSTER])
     run = make_run(TINY, [], tmp_path / "runs")
     write_run(run)
-    with experiment.assembled(run, profile, Selection().of(run)[:2], base_dir=store) as made:
+    with experiment.assembled(LaunchPlan.of(run, profile, Selection(last="prepare")), base_dir=store) as made:
         made.dryrun(log=False, delete_exp_dir=False)
     assert any(name.endswith("_TASKS") for name in files_with("HF_TOKEN", tmp_path))
     assert files_with(SECRET, tmp_path) == []
@@ -71,7 +72,7 @@ def test_what_nemo_run_stores_holds_no_value(executor: str, tmp_path: Path, stor
 def test_exported_scripts_hold_no_value(tmp_path: Path, store: Path) -> None:
     profile = load_profile(None, ["cluster.executor=slurm", *CLUSTER])
     run = make_run(TINY, [], tmp_path / "runs")
-    export(run, profile, Selection().of(run), tmp_path / "scripts")
+    export(LaunchPlan.of(run, profile, Selection()), tmp_path / "scripts")
     assert "--container-env" in (tmp_path / "scripts" / "1-model.sbatch").read_text()
     assert files_with(SECRET, tmp_path) == []
 
@@ -80,8 +81,8 @@ def test_docker_gets_the_value_on_sending_only(tmp_path: Path) -> None:
     from docker.utils.utils import format_environment
 
     profile = load_profile(None, ["cluster.executor=docker", *CLUSTER])
-    run = make_run(TINY, [], tmp_path)
-    variables = executor_for(profile, run, Selection().of(run)[0]).env_vars
+    plan = LaunchPlan.of(make_run(TINY, [], tmp_path), profile, Selection())
+    variables = executor_for(plan, plan.todo[0]).env_vars
     assert variables["HF_TOKEN"] == ByName("HF_TOKEN")
     assert SECRET not in repr(variables)
     assert f"HF_TOKEN={SECRET}" in format_environment(variables)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from packaging.version import Version
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 from modeling.attention import attention_backend, installed_versions
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 from modeling import inference
 from modeling.hf_config import GptOssConfig
 from modeling.inference import Layout
@@ -241,7 +241,8 @@ def test_shapes_keys_and_counts(alone: None) -> None:
     from modeling.expert_lora import trainable_parameters
     from modeling.layouts import Batch
     from modeling.layouts import Layout as Sizes
-    from modeling.memory import LoraTargets, TrainingPlan, parameters
+    from modeling.lora_targets import LoraTargets
+    from planning.memory import TrainingPlan, parameters
 
     model = adapted(lora())
     sharded = model.sharded_state_dict(prefix="module.")  # type: ignore[operator]

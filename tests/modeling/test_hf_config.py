@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from errors import ConfigurationError
+from common.errors import ConfigurationError
 from modeling.hf_config import GptOssConfig, megatron_arguments
 
 # gpt-oss-20b's own config.json, in the fields that decide a shape or a number

@@ -119,7 +119,7 @@ def train(kind: str, folder: Path, sizes: list[int], out: Path, adapters: Path |
 
     from modeling.expert_lora import trainable_parameters
     from modeling.gradients import correct_gradients
-    from recipes.expert_load import ExpertLoad
+    from training.callbacks.expert_load import ExpertLoad
 
     model = inference.build_model(CONFIG, seq_length=LENGTH, dtype=torch.float32)
     base = folder / "base"

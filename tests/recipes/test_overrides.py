@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from errors import ConfigurationError
-from launch.recipes import configured, make_run
-from recipes.overrides import parse_value
+from common.errors import ConfigurationError
+from common.values import parse_value
+from pipeline.loading import configured, make_run
 
 TINY = Path(__file__).parents[2] / "recipes" / "gpt_oss_tiny_lora.py"
 
@@ -52,7 +52,7 @@ def test_key_value_reaches_the_field(override: str, value: Any) -> None:
         ("optim.config.learning_rate=1", "optim.config"),
         ("trainer.max_steps", "no key=value"),
         ("=5", "no key=value"),
-        ("data.global_batch_size=many", "'many' is not int"),
+        ("data.global_batch_size=many", "data.global_batch_size should be a whole number, not 'many'"),
         ("trainer.max_steps=soon", "cannot stand for"),
         ("data.source.file=x", "plain value"),
     ],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import nemo_run as run
 
-from recipes.config import Model, Recipe, TicketData, lazy
-from recipes.finetuning import finetuning
+from recipes.finetuning import finetuning_recipe
+from recipes.schema.recipe import Model, Recipe, TicketData
+from recipes.schema.trees import lazy
 
 
 def recipe() -> run.Config[Recipe]:
     """Two nodes of eight GPUs, expert parallel inside a node."""
-    return finetuning(
+    return finetuning_recipe(
         "lora_20b",
         model=run.Config(Model, hf="openai/gpt-oss-20b", nemo="base"),
         data=run.Config(TicketData, source="sample"),

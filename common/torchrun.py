@@ -1,0 +1,85 @@
+"""A function of this package in the processes of one torchrun: both ends of the job.
+
+`run_job` writes the job, a frozen dataclass whose `target` names a function, and starts the processes; in each of them
+`python -m common.torchrun JOB.json` reads it back and calls that function. What libraries print goes to
+`JOB.rankN.log` beside the file, of which a failed job shows the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import ClassVar, Protocol
+
+from common import fields
+from common.console import rank, say, send_libraries_to
+from common.errors import LaunchError, NemoRunError
+from common.repository import REPOSITORY
+
+KEPT_LINES = 15
+
+
+class Job(Protocol):
+    """A dataclass of plain values that names the function to call with it, as "package.module:function".
+
+    The function is called with the job and the file that it is to write on rank 0.
+    """
+
+    target: ClassVar[str]
+
+
+@contextmanager
+def run_job(job: Job, processes: int) -> Iterator[Path]:
+    """Run a job in so many processes on this machine; yields the file that it wrote, which is removed afterwards.
+
+    Raises:
+        LaunchError: a process failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="nemo-run-") as folder:
+        out, file = Path(folder) / "out", Path(folder) / "job.json"
+        kind = f"{type(job).__module__}:{type(job).__qualname__}"
+        file.write_text(json.dumps({"kind": kind, "job": fields.to_tree(job), "out": str(out)}))
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "LOGLEVEL": "ERROR"}
+        command = [*torchrun, "-m", "common.torchrun", str(file)]
+        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+        if done.returncode != 0 or not out.is_file():
+            logs = sorted(Path(folder).glob("job.rank*.log"))
+            last = [line for log in logs[:1] for line in log.read_text(errors="replace").splitlines()[-KEPT_LINES:]]
+            raise LaunchError("\n".join([f"{job.target} failed in {processes} processes.", *last]))
+        yield out
+
+
+def main() -> int:
+    """Call the job's function in this process; 0 when it is done."""
+    file = Path(sys.argv[1])
+    send_libraries_to(file.with_suffix(f".rank{rank()}.log"))
+    try:
+        described = json.loads(file.read_text())
+        kind = resolve_name(described["kind"])
+        resolve_name(kind.target)(fields.from_tree(kind, described["job"], str(file)), Path(described["out"]))
+    except NemoRunError as error:
+        if rank() == 0:
+            say(f"error: {error}")
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Peers may wait in a collective, and interpreter shutdown would wait for them.
+    os._exit(status)

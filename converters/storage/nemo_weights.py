@@ -1,0 +1,291 @@
+"""NeMo 2 weights on disk (`weights/`, torch.distributed.checkpoint) read and written piece by piece.
+
+No model is built and torch.distributed is not initialised. A tensor of the table is stored as one chunk for each layer
+(and expert), which is what lets Megatron load it at any TP, EP and PP.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+from collections import defaultdict
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    ReadItem,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.utils.serialization import config as serialization
+
+from common.artifacts import FINISHED, write_bytes
+from common.errors import CheckpointError
+from converters.storage.direct_io import DirectFile, WriteStream
+from converters.storage.pool import run_all
+from converters.storage.torch_archives import TorchArchives, region
+
+PREFIX = "module."
+# What megatron-core's dist_checkpointing looks for beside the tensors.
+FORMAT = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+# Bytes of one file: what a killed run does again at most, times the number of threads.
+SHARD_SIZE = 2**30
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a stacked tensor that is produced when its bytes are due."""
+
+    key: str
+    shape: tuple[int, ...]
+    """Of the whole stacked tensor."""
+    offset: tuple[int, ...]
+    size: tuple[int, ...]
+    dtype: torch.dtype
+    produce: Callable[[], torch.Tensor]
+
+    @property
+    def index(self) -> MetadataIndex:
+        return MetadataIndex(self.key, torch.Size(self.offset))
+
+    @property
+    def chunk(self) -> ChunkStorageMetadata:
+        return ChunkStorageMetadata(torch.Size(self.offset), torch.Size(self.size))
+
+    @property
+    def bytes(self) -> int:
+        return torch.Size(self.size).numel() * self.dtype.itemsize
+
+
+def write_weights(
+    folder: Path,
+    pieces: Sequence[Piece],
+    empty_states: Sequence[str] = (),
+    progress: Callable[[int, int], None] = lambda size, tensors: None,
+) -> None:
+    """Write `folder` as Megatron's torch_dist checkpoint; each thread has one piece in memory at a time.
+
+    Files that an interrupted run has finished are kept: the pieces must be the same. What notes them ends in `FINISHED`
+    and is for the caller to remove.
+
+    Args:
+        empty_states: keys of module states that Megatron asks for and that hold nothing.
+        progress: called with bytes and number of pieces after they were produced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = _Writer(folder)
+    writer.set_up_storage_writer(is_coordinator=True)
+    shards = _shards(pieces)
+    items: list[list[WriteItem]] = [[_tensor_item(piece) for piece in shard] for shard in shards]
+    items.append([WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in empty_states])
+    plans = writer.prepare_global_plan([SavePlan(part) for part in items])
+    results: list[list[WriteResult]] = [[] for _ in plans]
+
+    def write(number: int) -> None:
+        # Written after the file was flushed to disk, so its presence says that the file is whole.
+        finished = folder / f"__{number}{FINISHED}"
+        shard = [*shards, []][number]
+        if finished.is_file():
+            progress(sum(piece.bytes for piece in shard), len(shard))
+        else:
+            # Torch's checksums are a third of the work, and no reader of its files looks at them; set for each thread.
+            with serialization.patch("save.compute_crc32", False):  # pyright: ignore[reportAttributeAccessIssue]
+                written = writer.write_data(plans[number], _Producer(shard, progress)).wait()
+            write_bytes(finished, pickle.dumps(written))
+        # read back in either case: what shares an object with what decides the bytes of .metadata
+        results[number] = pickle.loads(finished.read_bytes())
+
+    run_all((lambda number=number: write(number)) for number in range(len(plans)))
+    writer.finish(_metadata(pieces, empty_states), results)
+    torch.save({}, folder / "common.pt")
+    (folder / "metadata.json").write_text(json.dumps(FORMAT))
+
+
+def _shards(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    shards: list[list[Piece]] = []
+    size = SHARD_SIZE
+    for piece in pieces:
+        if size + piece.bytes > SHARD_SIZE:
+            shards.append([])
+            size = 0
+        shards[-1].append(piece)
+        size += piece.bytes
+    return shards
+
+
+def _tensor_item(piece: Piece) -> WriteItem:
+    data = TensorWriteData(piece.chunk, TensorProperties(dtype=piece.dtype), torch.Size(piece.shape))
+    return WriteItem(index=piece.index, type=WriteItemType.SHARD, tensor_data=data)
+
+
+def _metadata(pieces: Sequence[Piece], empty_states: Sequence[str]) -> Metadata:
+    stored: dict[str, Any] = {key: BytesStorageMetadata() for key in empty_states}
+    for piece in pieces:
+        whole = TensorStorageMetadata(TensorProperties(dtype=piece.dtype), torch.Size(piece.shape), [])
+        stored.setdefault(piece.key, whole).chunks.append(piece.chunk)
+    return Metadata(stored)
+
+
+class _Files(FileSystem):
+    """Writes new files past the page cache."""
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike, mode: str) -> Generator[io.IOBase, None, None]:
+        if mode == "wb":
+            with WriteStream(Path(path)) as stream:
+                yield stream
+        else:
+            with super().create_stream(path, mode) as stream:
+                yield stream
+
+
+class _Writer(FileSystemWriter):
+    """Writes the same bytes every time: without the path and the random number that torch notes and nobody reads."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.fs = _Files()
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta()
+
+
+class _Producer(DefaultSavePlanner):
+    """Gives the writer each tensor when it asks for it."""
+
+    def __init__(self, pieces: Sequence[Piece], progress: Callable[[int, int], None]) -> None:
+        super().__init__()
+        self.progress = progress
+        self.pieces = {piece.index: piece for piece in pieces}
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        if write_item.type == WriteItemType.BYTE_IO:
+            buffer = io.BytesIO()
+            torch.save([None], buffer)  # megatron-core keeps a list of the objects under a key
+            return buffer
+        piece = self.pieces[write_item.index]
+        value = piece.produce().to(piece.dtype).reshape(piece.size)
+        self.progress(piece.bytes, 1)
+        # torch.save writes a view's whole storage: a piece must own what it shows
+        return value if value.untyped_storage().nbytes() == piece.bytes else value.clone()
+
+
+class WeightsReader:
+    """Random access to the tensors of a `weights/` folder, at whatever layout they were saved.
+
+    Raises:
+        CheckpointError: the folder is no torch_dist checkpoint, or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / ".metadata").is_file():
+            raise CheckpointError(f"{folder} holds no NeMo weights (.metadata is missing): name a NeMo checkpoint.")
+        self._reader = FileSystemReader(folder)
+        try:
+            self.metadata = self._reader.read_metadata()
+        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{folder}/.metadata is damaged ({error}): import or train it again.") from None
+        self._reader.set_up_storage_reader(self.metadata, is_coordinator=True)
+        self._chunks = cache(self._chunks_by_leading)
+        self._archives = TorchArchives()
+        self._open = lru_cache(64)(DirectFile)  # Megatron writes two files a rank
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorStorageMetadata]:
+        """Stored tensors of the model by their key below `module.`; optimizer state is left out."""
+        stored = self.metadata.state_dict_metadata
+        return {
+            key.removeprefix(PREFIX): value
+            for key, value in stored.items()
+            if key.startswith(PREFIX) and isinstance(value, TensorStorageMetadata)
+        }
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of the whole stacked tensor.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
+        if key not in self.tensors:
+            raise CheckpointError(f"{self.folder} lacks {PREFIX}{key}: it is no gpt-oss checkpoint, or incomplete.")
+        return tuple(self.tensors[key].size)
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Stored dtype of a tensor."""
+        return self.tensors[key].properties.dtype
+
+    def read(self, key: str, *leading: int, rows: tuple[int, int] | None = None) -> torch.Tensor:
+        """The part of a tensor at the given indices of its leading axes, those axes dropped.
+
+        Args:
+            rows: first and last + 1 along the next axis; all of them by default.
+        Raises:
+            CheckpointError: no such tensor, or its file is damaged.
+        """
+        rest = list(self.shape(key)[len(leading) :])
+        start, stop = rows or (0, rest[0])
+        rest[0] = stop - start
+        offset = (*leading, start, *(0 for _ in rest[1:]))
+        size = (*(1 for _ in leading), *rest)
+        local = ChunkStorageMetadata(torch.Size(offset), torch.Size(size))
+        chunks = self._chunks(key, len(leading)).get(leading, self.tensors[key].chunks)
+        near = TensorStorageMetadata(self.tensors[key].properties, self.tensors[key].size, chunks)
+        items = create_read_items_for_chunk_list(PREFIX + key, near, [local])
+        if sum(item.lengths.numel() for item in items) != local.sizes.numel():
+            raise CheckpointError(f"{self.folder} lacks a part of {key}: make the checkpoint again.")
+        try:
+            parts = [self._read(item) for item in items]
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"{self.folder}: {key} cannot be read ({reason}): make the checkpoint again."
+            ) from None
+        if len(parts) == 1:
+            return parts[0].reshape(rest)
+        whole = torch.empty(size, dtype=self.dtype(key))
+        for item, part in zip(items, parts, strict=True):
+            whole[region(item.dest_offsets, item.lengths)] = part
+        return whole.reshape(rest)
+
+    def _read(self, item: ReadItem) -> torch.Tensor:
+        """What a chunk holds of what is wanted."""
+        stored = self._reader.storage_data[item.storage_index]
+        file = self._open(self.folder / stored.relative_path)
+        return self._archives.read(file, stored.offset, stored.length, item.storage_offsets, item.lengths)
+
+    def _chunks_by_leading(self, key: str, axes: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
+        """Chunks by their indices along the stacked axes, which they never span; looked up instead of searched."""
+        found: dict[tuple[int, ...], list[ChunkStorageMetadata]] = defaultdict(list)
+        for chunk in self.tensors[key].chunks:
+            if set(chunk.sizes[:axes]) - {1}:
+                return {}
+            found[tuple(chunk.offsets[:axes])].append(chunk)
+        return dict(found)

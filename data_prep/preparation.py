@@ -1,0 +1,174 @@
+"""A ticket source → cleaned, grouped, split and rendered JSONL, with a report that accounts for every row."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from common import artifacts
+from common.errors import ConfigurationError, DataError
+from common.progress import Progress, quiet
+from data_prep import splitting
+from data_prep.intake import Intake, Spool, take_in
+from data_prep.options import PrepareOptions
+from data_prep.prepare_report import PrepareReport
+from data_prep.prepare_report_page import write_html
+from data_prep.rendering import Renderer
+from data_prep.selection import select
+from data_prep.sources import SUFFIXES, Rows, Source, open_source
+from data_prep.writing import write_all_packed, write_rows
+
+DEFAULTS = PrepareOptions()
+KIND = "prepared-tickets"
+FORMAT = 4  # of the output; raise it when code changes what the same input gives
+MOST_LABELS = 1000
+WRITTEN = (*(f"{split}.jsonl" for split in splitting.SPLITS), splitting.SPLITS_FILE, "labels.json", "report.json")
+
+
+def prepare(
+    source: str | Path | Sequence[str | Path],
+    out: str | Path,
+    options: PrepareOptions = DEFAULTS,
+    progress: Progress = quiet,
+) -> PrepareReport:
+    """Write the splits as JSONL, labels.json, splits.csv, report.json and report.html to `out`.
+
+    Args:
+        source: `sample`, `kaggle`, a CSV, TSV, JSONL or Parquet file, a folder of them, several of these, or a folder
+            that this function wrote, which is copied.
+        progress: told how far each step is.
+    Raises:
+        DataError: a source is missing, empty, unreadable or lacks a column, or nothing is left to train or test on.
+        ConfigurationError: options contradict each other.
+    """
+    out = Path(out)
+    sources = [source] if isinstance(source, str | Path) else list(source)
+    if not sources:
+        raise ConfigurationError("no ticket source is named: name a file, a folder, kaggle or sample.")
+    if len(sources) == 1 and (Path(sources[0]) / "labels.json").is_file():
+        return _copy(Path(sources[0]), out)
+    paths = [path for item in sources for path in _paths(str(item), options)]
+    inputs = _inputs(paths, options)
+    if artifacts.is_current(out, artifacts.fingerprint(inputs)):
+        return replace(_stored_report(out), current=True)
+    with artifacts.new_folder(out) as folder:
+        spool_file = folder / "spool"
+        with closing(Spool(spool_file)) as spool:
+            intake = take_in(map(_open, paths), spool, options, progress)
+            report = _write(intake, folder, options, progress)
+        spool_file.unlink()
+        artifacts.write_manifest(folder, KIND, inputs)
+    return report
+
+
+def _paths(source: str, options: PrepareOptions) -> list[str | Path]:
+    """The files behind one source."""
+    if source == "sample":
+        return ["sample"]
+    if source == "kaggle":
+        from data_prep.kaggle_source import fetch
+
+        return [fetch(options.file)]
+    path = Path(source)
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
+    if options.file is not None:
+        found = [file for file in found if file.name == options.file]
+    if not found:
+        wanted = options.file or f"file of the kinds {', '.join(SUFFIXES)}"
+        raise DataError(f"the folder {path} holds no {wanted}: name another.")
+    return list(found)
+
+
+def _open(path: str | Path) -> Source:
+    if path == "sample":
+        from data_prep.sample import COLUMNS, sample_tickets
+
+        return Rows("sample", sample_tickets(), list(COLUMNS))
+    return open_source(Path(path))
+
+
+def _inputs(paths: Sequence[str | Path], options: PrepareOptions) -> dict[str, Any]:
+    """Everything that decides the output."""
+    known = []
+    for path in paths:
+        file = Path(path)
+        known.append({"name": file.name, "sha256": artifacts.hash_file(file)} if file.is_file() else str(path))
+    frozen = Path(options.frozen) / splitting.SPLITS_FILE if options.frozen else None
+    return {
+        "format": FORMAT,
+        "sources": known,
+        "options": asdict(options),
+        "frozen": artifacts.hash_file(frozen) if frozen and frozen.is_file() else None,
+    }
+
+
+def _write(intake: Intake, folder: Path, options: PrepareOptions, progress: Progress) -> PrepareReport:
+    report = _report_of(intake, options)
+    if not len(intake.keys):
+        raise DataError(f"no ticket is left of {intake.rows:,} rows ({report.lost()}): look at the source.")
+    selection = select(intake, options, report, progress)
+    chat = any(columns.messages for columns in intake.columns.values())
+    if chat and not all(columns.messages for columns in intake.columns.values()):
+        raise DataError("some of the sources are conversations and some are tickets: prepare them one by one.")
+    if not chat and len(selection.names) > MOST_LABELS:
+        raise DataError(
+            f"the label column has {len(selection.names):,} different values: name the one to route by with --label."
+        )
+    column = next((columns.label for columns in intake.columns.values()), None)
+    renderer = Renderer(options, column, [] if chat else selection.names)
+    write_rows(intake, selection, renderer, folder, options, report, progress)
+    splitting.write_splits(folder / splitting.SPLITS_FILE, selection.grouped, selection.places)
+    labels = [{"label": label, "completion": completion} for label, completion in renderer.completions.items()]
+    prompt = None if chat else {**asdict(renderer.prompt), "end": renderer.end}
+    facts = {"column": column, "format": options.format, "skip": options.skip, "prompt": prompt, "labels": labels}
+    _write_json(folder / "labels.json", facts)
+    if options.pack is not None:
+        report.packing = write_all_packed(folder, renderer.tokenizer, options.pack, progress)
+    _write_json(folder / "report.json", report.stored())
+    write_html(report, folder / "report.html")
+    return report
+
+
+def _report_of(intake: Intake, options: PrepareOptions) -> PrepareReport:
+    report = PrepareReport(
+        options=asdict(options),
+        rows=intake.rows,
+        dropped=dict(intake.dropped),
+        cleaned=dict(intake.cleaner.changed),
+        recoded_lines=intake.recoded,
+        without_subject=intake.without_subject,
+        damaged=intake.damaged,
+        before_and_after=[[before, after] for _, before, after in intake.examples],
+    )
+    report.sources = {name: asdict(columns) for name, columns in intake.columns.items()}
+    return report
+
+
+def _copy(source: Path, out: Path) -> PrepareReport:
+    """Take over a folder that was prepared before."""
+    missing = [name for name in WRITTEN if not (source / name).is_file()]
+    if missing:
+        raise DataError(f"{source} lacks {missing[0]}: prepare it again.")
+    if source.resolve() != out.resolve():
+        with artifacts.new_folder(out) as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+            artifacts.write_manifest(folder, KIND, {"copied": str(source.resolve())})
+    return _stored_report(out)
+
+
+def _stored_report(folder: Path) -> PrepareReport:
+    try:
+        return PrepareReport(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise DataError(f"{folder / 'report.json'} is damaged: prepare the tickets again.") from None
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

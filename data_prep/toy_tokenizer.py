@@ -1,0 +1,51 @@
+"""A small byte-level BPE tokenizer with the interface of gpt-oss's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from common.errors import ConfigurationError
+
+
+def train_tokenizer(
+    texts: Iterable[str], folder: Path, *, vocab_size: int, chat_template: str, special_tokens: list[str]
+) -> None:
+    """Train on `texts` and write a transformers tokenizer folder; the same texts give the same tokenizer.
+
+    Args:
+        vocab_size: entries in all, the 256 bytes and the special tokens (the last ids) included.
+        special_tokens: control tokens; `<|return|>` ends an answer and `<|endoftext|>` pads.
+    Raises:
+        ConfigurationError: the vocabulary is too small, or the texts too few to fill it.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    plain = vocab_size - len(special_tokens)
+    if plain < 256:
+        raise ConfigurationError(
+            f"a vocabulary of {vocab_size} cannot hold 256 bytes and {len(special_tokens)} tokens."
+        )
+    tokenizer = Tokenizer(models.BPE())
+    split = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(split, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=plain, initial_alphabet=alphabet, show_progress=False, min_frequency=1)
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() < plain:
+        raise ConfigurationError(f"the texts fill {tokenizer.get_vocab_size()} of {plain} entries: lower vocab_size.")
+    tokenizer.add_special_tokens(special_tokens)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|return|>",
+        pad_token="<|endoftext|>",
+        bos_token="<|startoftext|>",
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+        chat_template=chat_template,
+    )
+    fast.save_pretrained(folder)

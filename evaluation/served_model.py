@@ -1,0 +1,33 @@
+"""A model behind a server: the scores that its log-probabilities give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from common.progress import Progress, quiet
+from evaluation.scoring import LabelScores
+from serving.endpoint import Endpoint, at_once
+
+
+def decode_by(
+    endpoint: Endpoint,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    progress: Progress = quiet,
+) -> LabelScores:
+    """What `scoring.decode_labels` finds, from a server, with the tokens of the model's own tokenizer.
+
+    Raises:
+        RefusedError: the server gives no log-probabilities of prompts. LaunchError: it cannot be reached.
+    """
+    answers = [tokenizer.encode(completion, add_special_tokens=False) for completion in completions]
+
+    def score(prompt: str) -> tuple[np.ndarray, int]:
+        return endpoint.score(tokenizer.encode(prompt, add_special_tokens=False), answers)
+
+    found = list(at_once(score, prompts, progress))
+    return LabelScores(np.stack([scores for scores, _ in found]), np.array([greedy for _, greedy in found]))

@@ -1,0 +1,148 @@
+"""`nemo-run convert`: checkpoints from Hugging Face to NeMo and back, and the proof that nothing changed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.errors import ConfigurationError
+from common.progress import bars
+from common.values import bytes_of
+
+app = typer.Typer(help="Move gpt-oss checkpoints between Hugging Face and NeMo, without a GPU.", no_args_is_help=True)
+
+
+@app.command("import")
+def import_(
+    hf: Annotated[str, typer.Argument(help="Hub id, or folder: config.json, tokenizer, *.safetensors.")],
+    nemo: Annotated[Path, typer.Argument(help="NeMo checkpoint to write.")],
+) -> None:
+    """Hugging Face (MXFP4 or plain) → NeMo.
+
+    Example: nemo-run convert import models/gpt-oss-20b-hf models/gpt-oss-20b
+    """
+    from converters.import_hf import import_checkpoint
+
+    started = time.perf_counter()
+    with bars("bytes") as progress:
+        import_checkpoint(hf, nemo, progress)
+    _wrote(nemo, started)
+
+
+@app.command("export")
+def export(
+    source: Annotated[Path, typer.Argument(metavar="NEMO|RUN", help="NeMo checkpoint, or a run folder.")],
+    out: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
+    adapter: Annotated[Path | None, typer.Option(help="Adapter checkpoint to merge.")] = None,
+    like: Annotated[Path | None, typer.Option(help="Our import of the base, for config.json and tokenizer.")] = None,
+    weights: Annotated[str, typer.Option(help="bf16, fp32, mxfp4, or auto: as the checkpoint has them.")] = "auto",
+    shard_size: Annotated[str, typer.Option(help="Largest size of one safetensors file.")] = "5GB",
+    push_to: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Upload it to the Hub, private.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make the Hub repository public.")] = False,
+) -> None:
+    """NeMo → Hugging Face; of a run, its tuned model with the adapter merged.
+
+    Example: nemo-run convert export runs/gpt_oss_20b_lora exported/ --weights mxfp4
+    """
+    from common.artifacts import read_manifest
+    from converters import hub
+    from converters.export_hf import export_checkpoint
+    from pipeline.run_folder import is_run
+
+    started = time.perf_counter()
+    usage = ""
+    if is_run(source):
+        from pipeline.checkpoints import exported_parts
+        from serving.usage import usage_of
+
+        usage, tuned = usage_of(source / "data"), exported_parts(source)
+        source, adapter, like = tuned.weights, tuned.adapter, tuned.like
+    # before the work, so that a missing permission is told at once
+    address = hub.create(push_to, public=public) if push_to else None
+    with bars("bytes") as progress:
+        export_checkpoint(
+            source,
+            out,
+            adapter=adapter,
+            weights=weights,
+            shard_size=shard_size,
+            like=like,
+            usage=usage,
+            progress=progress,
+        )
+    _wrote(out, started)
+    manifest = read_manifest(out)
+    if manifest and "kept" in manifest.details:
+        errors = manifest.details["relative_errors"]
+        print(f"{manifest.details['kept']} expert matrices kept their MXFP4 bytes")
+        for name, error in errors.items():
+            print(f"quantized {name}: error {error:.4f} of the values (RMS)")
+    if push_to:
+        hub.upload(out, push_to)
+        print(f"uploaded to {address}")
+
+
+@app.command("adapter")
+def adapter(
+    source: Annotated[Path, typer.Argument(metavar="NEMO|RUN|PEFT", help="Adapter checkpoint, run, or PEFT folder.")],
+    out: Annotated[Path, typer.Argument(help="PEFT folder, or from one the adapter checkpoint, to write.")],
+    base: Annotated[
+        Path | None, typer.Option(help="Our import of the base; an adapter checkpoint knows what it was trained on.")
+    ] = None,
+) -> None:
+    """NeMo adapter → Hugging Face PEFT folder, or back, by what the first argument is.
+
+    Example: nemo-run convert adapter runs/gpt_oss_20b_lora peft-adapter/
+    """
+    from converters.peft import export_adapter, import_adapter, is_peft
+    from pipeline.run_folder import is_run
+
+    started = time.perf_counter()
+    if is_peft(source):
+        if base is None:
+            raise ConfigurationError("--base is missing: name the import of the model that this adapter belongs to.")
+        import_adapter(source, out, base=base)
+    else:
+        if is_run(source):
+            from pipeline.checkpoints import exported_parts
+
+            tuned = exported_parts(source)
+            if tuned.adapter is None:
+                raise ConfigurationError(f"{source} trained the whole model, without an adapter: use convert export.")
+            source, base = tuned.adapter, tuned.like
+        export_adapter(source, out, base=base)
+    _wrote(out, started)
+
+
+@app.command("verify")
+def verify(
+    a: Annotated[Path, typer.Argument(help="Hugging Face folder or NeMo checkpoint.")],
+    b: Annotated[Path, typer.Argument(help="The other one.")],
+) -> None:
+    """Compare two checkpoints in every value; exit status 1 where they differ.
+
+    Example: nemo-run convert verify models/gpt-oss-20b-hf models/gpt-oss-20b
+    """
+    from converters.verify import compare_checkpoints
+
+    started = time.perf_counter()
+    with bars() as progress:
+        report = compare_checkpoints(a, b, progress)
+    seconds = time.perf_counter() - started
+    print(f"{report.equal} tensors equal, {len(report.different)} different, {seconds:.1f} s")
+    if report.different:
+        name, difference = report.largest
+        print(f"largest difference {difference:.3e} in {name}")
+    if report.dtypes:
+        name, dtypes = next(iter(report.dtypes.items()))
+        print(f"{len(report.dtypes)} tensors in different dtypes, such as {name}: {dtypes}")
+    if not report.same:
+        raise typer.Exit(1)
+
+
+def _wrote(folder: Path, started: float) -> None:
+    seconds, size = time.perf_counter() - started, bytes_of(folder) / 1e9
+    print(f"wrote {folder}: {size:.3f} GB in {seconds:.1f} s ({size / seconds:.2f} GB/s)")

@@ -1,0 +1,146 @@
+"""`nemo-run status`, `logs` and `cancel`: what became of a launch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from common.errors import LaunchError
+
+if TYPE_CHECKING:
+    from launch.store import Launch
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder; or the name of a run on another machine.")]
+
+
+def status(run: Run) -> None:
+    """Each stage of a run: done, running, waiting or failed, with the job and the last error line.
+
+    Example: nemo-run status runs/gpt_oss_tiny_lora
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from launch import run_status
+
+    rows = run_status.of_run(run)
+    table = Table("stage", "state", "job", "", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row.stage, row.state, row.job, row.note)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    if any(row.failed for row in rows):
+        raise typer.Exit(1)
+
+
+def logs(
+    run: Run,
+    stage: Annotated[str | None, typer.Argument(help="Stage; by default the one that runs or ran last.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on printing until the stage ends.")] = False,
+) -> None:
+    """What a stage printed.
+
+    Example: nemo-run logs -f runs/gpt_oss_tiny_lora finetune
+    """
+    from launch import run_status, store
+
+    launch = store.last_launch(run)
+    if launch is None:
+        run_status.find_run(run, launch)
+        raise LaunchError(f"{run} was never launched from here: there is no log.")
+    chosen = stage or _current_stage(run, launch)
+    if chosen not in launch.jobs:
+        raise LaunchError(f"the last launch of {run} had no stage {chosen}: it had {', '.join(launch.jobs)}.")
+    printed = 0
+    while True:
+        active = {row.stage: row.active for row in run_status.of_run(run)}.get(chosen, False)
+        printed += _print_from(launch, chosen, printed)
+        if not (follow and active):
+            break
+        time.sleep(1)
+    if not printed:
+        raise LaunchError(f"stage {chosen} has printed nothing yet: nemo-run logs -f {run} {chosen} waits for it.")
+
+
+def cancel(run: Run) -> None:
+    """Stop what runs or waits; what is finished stays, and a new launch goes on from there.
+
+    Example: nemo-run cancel runs/gpt_oss_tiny_lora
+    """
+    from launch import run_status, store
+
+    launch = store.last_launch(run)
+    folder = run_status.find_run(run, launch)
+    process = store.holder(folder.path) if folder else None
+    if process is not None:
+        os.kill(process, signal.SIGINT)
+        print(f"told process {process} to stop")
+        return
+    stopped = [row for row in run_status.of_run(run) if row.active]
+    for row in reversed(stopped):  # the last first, so that none starts because the one before it ended
+        assert launch is not None
+        _cancel_job(launch, row.stage, row.job)
+        print(f"{row.stage}: job {row.job} cancelled")
+    if not stopped:
+        print("nothing runs or waits")
+
+
+def _cancel_job(launch: Launch, stage: str, job: str) -> None:
+    from launch.executors.tunnel import ask
+
+    tunnel = getattr(launch.jobs[stage].executor, "tunnel", None)
+    if tunnel is None:
+        launch.experiment.cancel(stage)
+        return
+    # not NeMo-Run's Experiment.cancel (nemo-run 0.11.1): it leaves out, without a word, a job that it just cannot find
+    answer = ask(tunnel, "scancel", job)
+    if not answer.ok:
+        raise LaunchError(f"job {job} of stage {stage} was not cancelled ({answer.err.strip()}): try again.")
+
+
+def _current_stage(run: str, launch: Launch) -> str:
+    from launch import run_status
+
+    rows = [row for row in run_status.of_run(run) if row.stage in launch.jobs]
+    begun = [row for row in rows if row.state not in ("waiting", "not started", "cancelled")] or rows
+    return next((row.stage for row in begun if row.active or row.failed), begun[-1].stage)
+
+
+def _print_from(launch: Launch, stage: str, start: int) -> int:
+    """Print a stage's output from a byte on; how many bytes that were."""
+    from launch import run_status
+    from launch.executors.tunnel import ask
+
+    job = launch.jobs[stage]
+    tunnel = getattr(job.executor, "tunnel", None)
+    if tunnel is not None:
+        files = run_status.job_logs(job, tunnel)
+        text = ask(tunnel, "tail", "-c", f"+{start + 1}", files[0]).out if files else ""
+    else:
+        text = _read_from(_local_log(job, launch), start)
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    return len(text.encode())
+
+
+def _local_log(job: Any, launch: Launch) -> Path:
+    """Docker's container tees its output; torchx keeps that of a local process; else the libraries' own log."""
+    for pattern in ("log_*.out", "**/combined.log", "**/stdout.log"):
+        found = sorted(job.folder.glob(pattern), key=lambda file: file.stat().st_mtime)
+        if found and found[-1].stat().st_size:
+            return found[-1]
+    return launch.run / "logs" / f"{job.stage}.log"
+
+
+def _read_from(file: Path, start: int) -> str:
+    try:
+        with file.open("rb") as log:
+            log.seek(start)
+            return log.read().decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,150 @@
+"""Which checkpoint of a run stands for what. Nothing here imports NeMo."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import CheckpointError
+from converters.nemo_folder import CONFIG, METADATA, TOKENIZER, trained_on
+from modeling.hf_config import GptOssConfig
+from pipeline.run_folder import RunFolder, run_above
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model as NeMo keeps it: its weights, an adapter on them or None, and the import that has its config.json."""
+
+    weights: Path
+    adapter: Path | None
+    like: Path
+
+    @property
+    def config(self) -> GptOssConfig:
+        """The shapes of the model."""
+        return GptOssConfig.from_file(self.like / "context" / CONFIG)
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer that the model was trained with."""
+        return self.like / "context" / TOKENIZER
+
+    def resolved(self) -> Parts:
+        """The same, by whole paths."""
+        return Parts(self.weights.resolve(), self.adapter.resolve() if self.adapter else None, self.like.resolve())
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The checkpoint that a training in `folder` ended with.
+
+    Raises:
+        CheckpointError: there is none that is whole.
+    """
+    finished = _finished(folder, "*-last")
+    if not finished:
+        raise CheckpointError(f"{folder} holds no finished checkpoint: launch the recipe again, it goes on from there.")
+    return max(finished, key=step_of)
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """The checkpoint with the lowest validation loss; the last where nothing was validated.
+
+    Raises:
+        CheckpointError: there is none that is whole.
+    """
+    found = {path: loss for path in _finished(folder, "*") if (loss := validation_loss(path)) is not None}
+    return min(found, key=lambda path: found[path]) if found else last_checkpoint(folder)
+
+
+def validation_loss(checkpoint: Path) -> float | None:
+    """The validation loss that a checkpoint was kept for; None if it was kept for being the last."""
+    named = re.search(r"-val_loss=(\d+\.\d+)(-v\d+)?$", checkpoint.name)
+    return float(named[1]) if named else None
+
+
+def step_of(checkpoint: Path) -> int:
+    """The training step that a checkpoint was saved after."""
+    named = re.search(r"step=(\d+)", checkpoint.name)
+    return int(named[1]) if named else 0
+
+
+def remove_former_lasts(folder: Path) -> None:
+    """Delete checkpoints that were the last before a resumed training's: NeMo keeps what it resumed from."""
+    last = last_checkpoint(folder)
+    for path in (folder / "checkpoints").glob("*-last"):
+        if path == last:
+            continue
+        if path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+
+
+def _finished(folder: Path, pattern: str) -> list[Path]:
+    found = [path for path in (folder / "checkpoints").glob(pattern) if path.is_dir()]
+    # NeMo marks a checkpoint as unfinished by a file beside it until every rank has written.
+    return [path for path in found if not path.with_name(path.name + "-unfinished").exists()]
+
+
+def start_of(run: RunFolder) -> Path:
+    """What fine-tuning starts from: the pretrained base of a rehearsal, else the imported one."""
+    return last_checkpoint(run.pretrain) if run.recipe.pretraining else run.base
+
+
+def tuned_of(run: RunFolder) -> Path:
+    """The best that fine-tuning found: an adapter where the recipe has `peft`, else a whole model."""
+    return best_checkpoint(run.finetune)
+
+
+def base_of(run: RunFolder) -> Parts:
+    """The imported base."""
+    return Parts(run.base, None, run.base)
+
+
+def exported_parts(path: Path) -> Parts:
+    """The tuned model of a run folder.
+
+    Raises:
+        ConfigurationError: it is no run folder. CheckpointError: its training has not finished.
+    """
+    run = RunFolder.open(path)
+    return _of_run(run, tuned_of(run))
+
+
+def parts_of(checkpoint: Path) -> Parts:
+    """Of a NeMo checkpoint, alone or in a run folder: a whole model, or an adapter with what it was trained on.
+
+    Raises:
+        CheckpointError: it is no checkpoint, or nothing says what model it is of.
+    """
+    if not (checkpoint / "weights").is_dir():
+        raise CheckpointError(f"{checkpoint} holds no weights/: name a run, a NeMo checkpoint or an exported folder.")
+    run = run_above(checkpoint)
+    if run is not None and checkpoint.parent.parent.resolve() == run.finetune.resolve():
+        return _of_run(run, checkpoint)
+    is_adapter = (checkpoint / "weights" / METADATA).is_file()
+    weights = trained_on(checkpoint) if is_adapter else checkpoint
+    like = run.base if run is not None else weights
+    if not (like / "context" / CONFIG).is_file():
+        raise CheckpointError(
+            f"{like} holds no context/{CONFIG}: name a checkpoint of a run, or one that was imported."
+        )
+    return Parts(weights, checkpoint if is_adapter else None, like)
+
+
+def kept_checkpoints(run: RunFolder) -> list[Path]:
+    """All checkpoints of the fine-tuning that are whole, the oldest first; the last may be a link to the best."""
+    kept = [path for path in _finished(run.finetune, "*") if not path.is_symlink()]
+    return sorted(kept, key=step_of)
+
+
+def name_of(checkpoint: Path) -> str:
+    """What a person calls a checkpoint of a training: its step, and what it was kept for."""
+    loss = validation_loss(checkpoint)
+    return f"step {step_of(checkpoint)}, " + ("last" if loss is None else f"validation loss {loss:.3f}")
+
+
+def _of_run(run: RunFolder, tuned: Path) -> Parts:
+    return Parts(start_of(run), tuned, run.base) if run.recipe.peft else Parts(tuned, None, run.base)

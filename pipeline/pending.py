@@ -1,0 +1,55 @@
+"""Which stages of a run are to be done now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.errors import LaunchError
+from pipeline.run_folder import RunFolder
+from pipeline.stage import Stage, is_current, stages_of
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The part of the pipeline that a launch is about; all of it where nothing is named."""
+
+    only: str | None = None
+    first: str | None = None
+    last: str | None = None
+
+    def of(self, run: RunFolder) -> list[Stage]:
+        """The selected stages, in order.
+
+        Raises:
+            LaunchError: the recipe has no such stage, or the last one comes before the first.
+        """
+        stages = stages_of(run.recipe)
+        names = [stage.name for stage in stages]
+        for name in (self.only, self.first, self.last):
+            if name is not None and name not in names:
+                raise LaunchError(f"{run.recipe.name} has no stage {name!r}: its stages are {', '.join(names)}.")
+        if self.only is not None:
+            if self.first or self.last:
+                raise LaunchError("--only names one stage: leave out --from and --until.")
+            return [stage for stage in stages if stage.name == self.only]
+        start = names.index(self.first) if self.first else 0
+        stop = names.index(self.last) if self.last else len(names) - 1
+        if stop < start:
+            raise LaunchError(f"stage {self.last} comes before {self.first}: exchange --from and --until.")
+        return stages[start : stop + 1]
+
+    def pending(self, run: RunFolder) -> list[Stage]:
+        """The selected stages whose output is missing, damaged or made from something else."""
+        return [stage for stage in self.of(run) if not is_current(stage, run)]
+
+
+def not_made(run: RunFolder, todo: Sequence[Stage]) -> list[tuple[Stage, str]]:
+    """What stages of `todo` read that is neither there nor made by an earlier one of them: (stage, name before it)."""
+    names = {stage.name for stage in todo}
+    return [
+        (stage, before.name)
+        for stage in todo
+        for before in stages_of(run.recipe)
+        if before.name in stage.after and before.name not in names and not is_current(before, run)
+    ]

@@ -1,0 +1,31 @@
+"""Recipes as version 0.1 stored them in run folders: read as if they had been written today."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_TARGET, _LAZY = "_target_", "_lazy_"
+_MOVED = {"recipes.saving.BestAndLast": "training.callbacks.best_and_last.BestAndLast"}
+_DERIVED = ("bf16", "use_distributed_optimizer")
+"""Arguments of the optimizer that follow from the precision, unless they say something else."""
+
+
+def renamed(tree: Any) -> Any:
+    """A recipe's tree with today's names. Version 0.1 named the class of each part; a recipe's fields say them now."""
+    if isinstance(tree, list):
+        return [renamed(item) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    found = {name: renamed(value) for name, value in tree.items() if name != _TARGET}
+    if is_former(tree) and isinstance(found.get("optim"), dict):
+        bf16 = found["model"].get("precision", "bf16") == "bf16"
+        config = found["optim"].get("config", {})
+        found["optim"]["config"] = {n: v for n, v in config.items() if not (n in _DERIVED and v == bf16)}
+    if _LAZY in found:
+        found[_LAZY] = _MOVED.get(found[_LAZY], found[_LAZY])
+    return found
+
+
+def is_former(tree: Any) -> bool:
+    """Whether version 0.1 stored this tree."""
+    return isinstance(tree, dict) and _TARGET in tree

@@ -1,0 +1,60 @@
+"""Trainings of the tiny recipe, run once a session: whole, interrupted and resumed, stopped early."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from data_prep.sample import sample_tickets
+from tests.training.trainings import Done, Job, train
+
+# Dropout, so that random numbers count; a validation, and with it a checkpoint, after every fifth step.
+STEPS, EVERY = 20, 5
+SETTINGS = (
+    f"trainer.max_steps={STEPS}",
+    f"trainer.val_check_interval={EVERY}",
+    f"checkpoint.every_n_train_steps={EVERY}",
+    "peft.dropout=0.1",
+)
+EP2 = (
+    f"trainer.max_steps={STEPS}",
+    "trainer.val_check_interval=9",
+    "trainer.devices=2",
+    "trainer.strategy.expert_model_parallel_size=2",
+)
+# A rate at which the model gets worse after a few steps.
+EARLY = ("trainer.max_steps=40", "trainer.val_check_interval=2", "patience=2", "optim.config.lr=0.2")
+JOBS = (
+    Job("whole", SETTINGS),
+    Job("broken", SETTINGS, stop=("kill", 12)),
+    Job("broken", SETTINGS, stop=("term", 15)),
+    Job("broken", SETTINGS),
+    Job("whole-ep2", EP2, ranks=2),
+    Job("broken-ep2", EP2, ranks=2, stop=("kill", 11)),
+    Job("broken-ep2", EP2, ranks=2),
+    Job("early", EARLY),
+    Job("early", EARLY),
+    Job("chat", ("trainer.max_steps=2",), source="chats.jsonl", after=("evaluate", "export")),
+)
+
+
+@pytest.fixture(scope="session")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Done]]:
+    """What became of `JOBS`, by the run's name, in the order of its starts."""
+    folder = tmp_path_factory.mktemp("trainings")
+    rows = sample_tickets()[:80]
+    with (folder / "tickets.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    with (folder / "chats.jsonl").open("w") as file:
+        for number, row in enumerate(rows):
+            turns = ["Hello", "How can I help you?", row["subject"] or f"My number is {number}", f"Ask {row['queue']}."]
+            said = [{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)]
+            file.write(json.dumps({"messages": said}) + "\n")
+    done: dict[str, list[Done]] = {}
+    for each in train(folder, "tickets.csv", list(JOBS)):
+        done.setdefault(each.run.name, []).append(each)
+    return done

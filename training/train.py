@@ -1,0 +1,206 @@
+"""Training with NeMo's own `llm.finetune`: the objects of a recipe, completed with what follows from the machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from modeling import cpu_backend
+
+ON_CPU = cpu_backend.activate()  # before the imports below: NeMo and Megatron-core look for CUDA while they load
+
+from lightning.pytorch.callbacks import EarlyStopping  # noqa: E402
+from megatron.core import dist_checkpointing  # noqa: E402
+from megatron.core.transformer.enums import AttnBackend  # noqa: E402
+from nemo import lightning as nl  # noqa: E402
+from nemo.collections import llm  # noqa: E402
+from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer  # noqa: E402
+from nemo.collections.llm.gpt.data.fine_tuning import FineTuningDataModule  # noqa: E402
+from nemo.collections.llm.gpt.data.packed_sequence import PackedSequenceSpecs  # noqa: E402
+
+from common.console import rank  # noqa: E402
+from common.errors import CheckpointError, ConfigurationError  # noqa: E402
+from converters.nemo_folder import TOKENIZER, config_of  # noqa: E402
+from data_prep.nemo_dataset import NEMO_DATASET_KWARGS, packed_sequence_arguments  # noqa: E402
+from modeling.attention import attention_backend, installed_versions  # noqa: E402
+from modeling.hf_config import GptOssConfig  # noqa: E402
+from modeling.model_config import DTYPES, nemo_config  # noqa: E402
+from modeling.precision import Precision  # noqa: E402
+from pipeline.checkpoints import last_checkpoint, remove_former_lasts, step_of  # noqa: E402
+from pipeline.history import HISTORY  # noqa: E402
+from recipes.schema.recipe import Recipe, lora_targets  # noqa: E402
+from recipes.schema.trees import Deferred  # noqa: E402
+from training.callbacks.exact_resume import GoesOnExactly  # noqa: E402
+from training.callbacks.preemption import SaveOnTerm  # noqa: E402
+from training.callbacks.step_metrics import Watch  # noqa: E402
+from training.loggers import loggers_of  # noqa: E402
+
+MIXED_PRECISION: dict[Precision, Literal["bf16-mixed", "32"]] = {"bf16": "bf16-mixed", "fp32": "32"}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One call of `llm.finetune`.
+
+    Attributes:
+        title: what the console and services call it.
+        start: NeMo checkpoint whose weights training starts from.
+        like: the import that has the model's config.json and tokenizer.
+        dataset: prepared folder.
+        out: folder for checkpoints and history.
+    """
+
+    title: str
+    recipe: Recipe
+    start: Path
+    like: Path
+    dataset: Path
+    out: Path
+
+    def run(self) -> None:
+        """Train to the end, from the last checkpoint in `out` where there is one."""
+        if self._is_finished():
+            return
+        if ON_CPU:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        tokenizer = AutoTokenizer(str(self.like / "context" / TOKENIZER))
+        llm.finetune(
+            model=llm.GPTOSSModel(self._model_config(), tokenizer=tokenizer),
+            data=self._data(tokenizer),
+            trainer=self._trainer(),
+            log=self._log(),
+            optim=self._optimizer(),
+            resume=nl.AutoResume(
+                # the tokenizer is given above
+                restore_config=nl.RestoreConfig(path=str(self.start), load_artifacts=False),
+                resume_if_exists=True,
+                resume_ignore_no_checkpoint=True,
+            ),
+            peft=self.recipe.peft.build() if self.recipe.peft else None,
+            tokenizer=None,
+        )
+        if rank() == 0:
+            remove_former_lasts(self.out)
+
+    def _is_finished(self) -> bool:
+        """Whether an interrupted run had reached its last step, or stopped early: nothing is left to train.
+
+        The last step's checkpoint has no optimizer to go on with.
+        """
+        try:
+            weights = last_checkpoint(self.out) / "weights"
+        except CheckpointError:
+            return False
+        state = dist_checkpointing.load_common_state_dict(str(weights))
+        callbacks = state.get("callbacks", {}).values()  # the last step's has none
+        stops = [(each["wait_count"], each["patience"]) for each in callbacks if "patience" in each]
+        out_of_patience = any(waited >= patience for waited, patience in stops)
+        return out_of_patience or int(state["global_step"]) >= self.recipe.max_steps
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.recipe.model.precision]
+
+    @cached_property
+    def config(self) -> GptOssConfig:
+        return config_of(self.like, "import the base again")
+
+    def _model_config(self) -> Any:
+        overrides = dict(self.recipe.model.config.arguments)
+        if not ON_CPU:
+            backend = attention_backend(*installed_versions(), packed=self.recipe.data.packed)
+            overrides.setdefault("attention_backend", AttnBackend[backend])
+        elif self.recipe.data.packed:
+            raise ConfigurationError("the CPU backend trains on no packed sequences: set data.packed=false.")
+        return nemo_config(self.config, seq_length=self.recipe.data.seq_length, dtype=self.dtype, **overrides)
+
+    def _data(self, tokenizer: AutoTokenizer) -> FineTuningDataModule:
+        data = self.recipe.data
+        return FineTuningDataModule(
+            str(self.dataset),
+            seq_length=data.seq_length,
+            tokenizer=tokenizer,
+            micro_batch_size=data.micro_batch_size,
+            global_batch_size=data.global_batch_size,
+            seed=data.seed,
+            num_workers=0 if ON_CPU else 4,
+            dataset_kwargs=dict(NEMO_DATASET_KWARGS),
+            packed_sequence_specs=self._packed() if data.packed else None,
+        )
+
+    def _packed(self) -> PackedSequenceSpecs:
+        return PackedSequenceSpecs(**packed_sequence_arguments(self.dataset, self.recipe.data.seq_length))
+
+    def _optimizer(self) -> Any:
+        """The recipe's optimizer in the model's precision; a schedule that names no length covers the training."""
+        optim, steps = self.recipe.optim, self.recipe.max_steps
+        mixed = self.recipe.model.precision == "bf16"  # fp32 master weights, sharded over the data-parallel ranks
+        config = optim.arguments["config"]
+        parts = {"config": config.build(**({"bf16": mixed, "use_distributed_optimizer": mixed} | config.arguments))}
+        schedule = optim.arguments.get("lr_scheduler")
+        if isinstance(schedule, Deferred):
+            derived = {"max_steps": steps, "warmup_steps": max(1, steps // 20)}
+            parts["lr_scheduler"] = schedule.build(**(derived | schedule.arguments))
+        return optim.build(**parts)
+
+    def _watch(self) -> Watch:
+        """What reports the training, from its last checkpoint on."""
+        try:
+            step = step_of(last_checkpoint(self.out))
+        except CheckpointError:
+            step = 0
+        title = f"{self.out.parent.name} {self.title}"
+        return Watch(
+            self.title,
+            self.out / HISTORY,
+            int(self.recipe.trainer.arguments.get("log_every_n_steps", 10)),
+            self.config,
+            lora_targets(self.recipe),
+            loggers_of(self.recipe.logger, self.out, title, step) if rank() == 0 else (),
+        )
+
+    def _trainer(self) -> nl.Trainer:
+        strategy = self.recipe.trainer.arguments["strategy"]
+        parallel = strategy.arguments
+        derived: dict[str, Any] = {
+            # Megatron's MoE training demands sequence parallelism with TP, and its expert biases forbid expert TP.
+            "sequence_parallel": parallel.get("tensor_model_parallel_size", 1) > 1,
+            "expert_tensor_parallel_size": 1,
+            "pipeline_dtype": self.dtype,
+        }
+        if ON_CPU:
+            derived |= {"process_group_backend": "gloo", "ckpt_async_save": False}
+        steps = self.recipe.max_steps
+        return self.recipe.trainer.build(
+            val_check_interval=min(steps, int(self.recipe.trainer.arguments.get("val_check_interval", steps))),
+            # counted over all batches: those of an epoch get fewer when a training goes on from a checkpoint
+            check_val_every_n_epoch=None,
+            strategy=strategy.build(**(derived | parallel)),
+            accelerator="cpu" if ON_CPU else "gpu",
+            plugins=nl.MegatronMixedPrecision(precision=MIXED_PRECISION[self.recipe.model.precision]),
+            callbacks=[GoesOnExactly(self.recipe.seed), self._watch(), SaveOnTerm(), *self._early_stop()],
+            # NeMo's own printer calls a collective on rank 0 alone (progress_printer.py:153) and hangs the others.
+            enable_progress_bar=False,
+            logger=False,
+            use_distributed_sampler=False,
+        )
+
+    def _early_stop(self) -> list[EarlyStopping]:
+        if not self.recipe.patience:
+            return []
+        # not strict: a training with fewer tickets for validation than a batch holds has no validation
+        return [EarlyStopping("val_loss", patience=self.recipe.patience, strict=False, check_on_train_epoch_end=False)]
+
+    def _log(self) -> nl.NeMoLogger:
+        return nl.NeMoLogger(
+            log_dir=str(self.out.parent),
+            name=self.out.name,
+            use_datetime_version=False,
+            ckpt=self.recipe.checkpoint.build(),
+            update_logger_directory=False,
+        )
