@@ -10,6 +10,7 @@ from typing import Any
 
 from common.errors import LaunchError
 from common.values import one_line
+from data_prep.sources import SUFFIXES
 from launch import store
 from launch.executors.tunnel import ask, is_remote
 from launch.launch_plan import LaunchPlan
@@ -18,7 +19,6 @@ from recipes.schema.logger_checks import obstacles
 
 GPU_EXECUTORS = ("docker", "slurm", "skypilot", "kubeflow")
 NOT_NOW = ("down, drained or reserved", "are busy")  # sbatch takes the job all the same, and it waits
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 SHARED_EXECUTORS = ("local", "docker", "slurm")  # these see this file system, or that of the login node
 
 
@@ -95,7 +95,7 @@ def _paths(plan: LaunchPlan) -> Iterator[str]:
     for path in plan.local_inputs():
         if not ask(plan.tunnel, "test", "-e", str(path)).ok:
             yield f"{path}, which the recipe names, does not exist{_there(plan.tunnel)}."
-    if plan.recipe.data.source.endswith(TABLES) and not plan.recipe.data.source.startswith("/"):
+    if plan.recipe.data.source.endswith(SUFFIXES) and not plan.recipe.data.source.startswith("/"):
         yield f"{plan.recipe.data.source}, which the recipe names, does not exist in {os.getcwd()}."
     for mount in plan.profile.container.mounts:
         host = mount.split(":")[0]

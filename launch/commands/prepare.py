@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def prepare_tickets(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE...", help="kaggle, sample, or CSV, TSV, JSONL, Parquet files, folders."),
+        typer.Argument(
+            metavar="SOURCE...",
+            help="kaggle, sample, or files (CSV, TSV, JSONL, Parquet, Excel, OpenDocument), folders.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     label: Annotated[str, typer.Option(help="Column to route by.")] = "queue",

@@ -14,9 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.artifacts import read_manifest
-from common.errors import ConfigurationError
 from common.progress import Done
-from common.values import parse_size
 from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
 from converters.storage.nemo_weights import WeightsReader
@@ -156,17 +154,6 @@ def test_progress_counts_bytes_and_tensors_to_the_end(mxfp4_toy: Path, imported:
         assert [done.note for done in seen] == [f"{i}/{len(seen)} tensors" for i in range(1, len(seen) + 1)]
         assert [done.done for done in seen] == sorted(done.done for done in seen)
         assert seen[-1].done == seen[-1].total
-
-
-@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("7", 7)])
-def test_sizes_as_people_write_them(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "5 giga", "5TB5"])
-def test_what_is_no_size_is_an_error(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="is no size: write for example 5GB"):
-        parse_size(text)
 
 
 def test_shards_stay_below_their_size(imported: Path, tmp_path: Path) -> None:

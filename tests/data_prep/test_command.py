@@ -74,8 +74,8 @@ def test_sources_that_are_not_there(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(prepare(tmp_path, "empty"), tmp_path, "the folder empty holds no", ".csv")
     refused(prepare(tmp_path, "nowhere.parquet"), tmp_path, "there is no ticket source nowhere.parquet")
-    (tmp_path / "t.xlsx").write_bytes(b"PK")
-    refused(prepare(tmp_path, "t.xlsx"), tmp_path, "unknown kind", ".jsonl")
+    (tmp_path / "t.docx").write_bytes(b"PK")
+    refused(prepare(tmp_path, "t.docx"), tmp_path, "unknown kind", ".jsonl")
 
 
 def test_a_million_rows_are_not_needed_to_see_progress(tmp_path):

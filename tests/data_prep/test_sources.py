@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from common.errors import DataError
@@ -91,7 +92,7 @@ def test_parquet(tmp_path):
     [
         ("t.csv", b"", "is empty"),
         ("t.csv", b"\n\n\n", "has no heading"),
-        ("t.xlsx", b"PK", "unknown kind"),
+        ("t.docx", b"PK", "unknown kind"),
         ("t.parquet", b"PAR1 not really", "cannot be read as Parquet"),
         ("t.jsonl", b"[1]\nnonsense\n", "holds no JSON objects"),
     ],
@@ -104,3 +105,30 @@ def test_files_that_are_no_tables(tmp_path, name, content, message):
 def test_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"no ticket source.*nowhere\.csv"):
         open_source(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("kind", ["xlsx", "ods"])
+def test_spreadsheets_are_read_as_text(tmp_path, kind):
+    path = tmp_path / f"t.{kind}"
+    rows = {"Subject": ["Né 007", ""], "Body": ["one\ntwo", "=1+1"], "ID": ["0012", "13"], "Queue": ["X", "N/A"]}
+    with pd.ExcelWriter(path) as book:
+        pd.DataFrame().to_excel(book, sheet_name="empty", index=False)
+        pd.DataFrame(rows).map(lambda text: text.replace("=1", "'=1")).to_excel(book, sheet_name="tickets", index=False)
+    source = open_source(path)
+    assert source.columns == ["Subject", "Body", "ID", "Queue"]
+    assert list(source.rows(["ID", "Subject", "Body", "Queue"])) == [
+        Row(2, ["0012", "Né 007", "one\ntwo", "X"]),
+        Row(3, ["13", "", "'=1+1", "N/A"]),
+    ]
+
+
+@pytest.mark.parametrize("content", [b"no zip", b"PK\x03\x04 half"])
+def test_a_damaged_spreadsheet_is_refused(tmp_path, content):
+    with pytest.raises(DataError, match="cannot be read as a spreadsheet"):
+        open_source(write(tmp_path, "t.xlsx", content))
+
+
+def test_a_spreadsheet_without_rows_is_refused(tmp_path):
+    pd.DataFrame(columns=["body"]).to_excel(tmp_path / "t.xlsx", index=False)
+    with pytest.raises(DataError, match="no sheet with a heading and rows"):
+        open_source(tmp_path / "t.xlsx")

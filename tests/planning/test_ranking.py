@@ -8,7 +8,6 @@ import pytest
 from typer.testing import CliRunner
 
 from common.errors import ConfigurationError, LaunchError
-from common.values import parse_size
 from launch.commands.plan import show
 from modeling.hf_config import find_config
 from modeling.layouts import Batch, Layout
@@ -99,17 +98,6 @@ def test_show_prints_overrides_or_refuses(capsys: pytest.CaptureFixture[str]) ->
         show(training("120b"), Cluster(1, 2, H100))
     with pytest.raises(ConfigurationError, match="a batch of 16 does not divide by micro-batch·DP = 7"):
         show(training("20b"), Cluster(1, 7, H100))
-
-
-@pytest.mark.parametrize(("text", "size"), [("80GB", 80 * 10**9), ("80 GiB", 80 * 2**30), ("1.5gb", 15 * 10**8)])
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["80", "GB", "0GB", "80TB"])
-def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="write 80GB or 80GiB"):
-        parse_size(text)
 
 
 def test_unknown_model(tmp_path: Path) -> None:
