@@ -7,7 +7,6 @@ activates the CPU backend where there is no GPU.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,13 +35,13 @@ SINGLE = Layout()
 def initialize(layout: Layout = SINGLE, seed: int = 1234) -> None:
     """Start torch.distributed (from torchrun's environment, or alone) and Megatron's process groups."""
     if not torch.distributed.is_initialized():
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        for name, value in alone.items():
-            os.environ.setdefault(name, value)
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        backend = "gloo" if ON_CPU else "nccl"
         if not ON_CPU:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        torch.distributed.init_process_group("gloo" if ON_CPU else "nccl")
+        if "RANK" in os.environ:
+            torch.distributed.init_process_group(backend)
+        else:  # a store in memory: no port that another process could take meanwhile
+            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     torch.manual_seed(seed)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,
@@ -185,9 +184,3 @@ def _output_at(model: torch.nn.Module, positions: torch.Tensor | None) -> Iterat
         yield
     finally:
         handle.remove()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
