@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from modeling import cpu_backend
 
@@ -41,7 +42,7 @@ def initialize(layout: Layout = SINGLE, seed: int = 1234) -> None:
         if "RANK" in os.environ:
             torch.distributed.init_process_group(backend)
         else:  # a store in memory: no port that another process could take meanwhile
-            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+            torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     torch.manual_seed(seed)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,
