@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import artifacts
+from converters.extra_states import empty_states
 from converters.folders import (
     GENERATION,
     LICENSES,
@@ -30,7 +31,6 @@ from converters.nemo_weights import PREFIX, Piece, write_weights
 from converters.progress import Counter, Progress
 from converters.safetensors_files import Group, Slab, TensorSpec, write_file
 from errors import CheckpointError
-from modeling.hf_config import GptOssConfig
 
 SCALES_FILE = "mxfp4_scales.safetensors"
 """Beside the weights: MXFP4's scales as they were, which make the way back exact."""
@@ -131,22 +131,6 @@ def _scales(reader: HfReader) -> list[Group]:
 
 def _scales_of(reader: HfReader, entry: Entry, place: Place, name: str) -> list[Slab]:
     return [Slab(name, place.leading[1], reader.scales(entry, place))]
-
-
-def empty_states(config: GptOssConfig) -> list[str]:
-    """Keys of Transformer Engine's FP8 states, which every linear layer asks for and none of our precisions uses.
-
-    megatron-core 0.15.3 names them `KEY/shard_<layer>[.<expert>]_<layers>[.<experts>]` (ShardedObject.unique_key).
-    """
-    layer = PREFIX + "decoder.layers."
-    attention = [
-        f"{layer}self_attention.{name}._extra_state" for name in ("linear_qkv", "linear_proj", "core_attention")
-    ]
-    experts = [f"{layer}mlp.experts.experts.{name}._extra_state" for name in ("linear_fc1", "linear_fc2")]
-    layers = range(config.num_layers)
-    keys = [f"{key}/shard_{i}_{config.num_layers}" for key in attention for i in layers]
-    total = f"{config.num_layers}.{config.num_experts}"
-    return keys + [f"{key}/shard_{i}.{e}_{total}" for key in experts for i in layers for e in range(config.num_experts)]
 
 
 def _write_config(reader: HfReader, file: Path) -> None:

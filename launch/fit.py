@@ -24,16 +24,18 @@ def plan_of(recipe: Recipe) -> TrainingPlan | None:
         config = find_config(str(recipe.model.hf))
     except ConfigurationError:
         return None
-    batch = Batch(recipe.data.seq_length, recipe.data.micro_batch_size, recipe.data.global_batch_size)
+    data = recipe.data
+    batch = Batch(data.seq_length, data.micro_batch_size, data.global_batch_size, data.packed)
     recompute = "full" if recipe.model.config.arguments.get("recompute_granularity") == "full" else "none"
     return TrainingPlan(config, batch, lora_targets(recipe), recompute)
 
 
-def refusal_of(recipe: Recipe, gpu_memory: str) -> Iterator[str]:
-    """Why the training cannot run at the recipe's layout, if it cannot, and what would."""
+def refusal_of(recipe: Recipe, gpu_memory: str | int) -> Iterator[str]:
+    """Why the training cannot run at the recipe's layout, if it cannot, and what would; memory as 80GB or in bytes."""
     from launch.plan import parse_size
 
-    plan, layout, size = plan_of(recipe), recipe.layout, parse_size(gpu_memory)
+    plan, layout = plan_of(recipe), recipe.layout
+    size = gpu_memory if isinstance(gpu_memory, int) else parse_size(gpu_memory)
     if plan is None:
         return
     cluster = Cluster(recipe.nodes, recipe.processes, size)

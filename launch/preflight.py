@@ -14,6 +14,7 @@ from launch.executors import local_inputs
 from launch.login import ask, is_remote
 from launch.profiles import Profile
 from launch.selection import not_made
+from modeling import attention
 from recipes.pipeline import RunFolder, Stage
 from recipes.services import obstacles
 
@@ -50,12 +51,24 @@ def _gpus(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> I
         )
 
 
-def _fits(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
-    if run.recipe.model.toy or not profile.gpu_memory or not any(stage.trains for stage in todo):
+def _machine(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
+    if not any(stage.trains for stage in todo):
         return
-    from launch.fit import refusal_of
+    from launch import machine
 
-    yield from refusal_of(run.recipe, profile.gpu_memory)
+    yield from machine.obstacles_anywhere(run.recipe)
+    if profile.executor == "local" and not run.recipe.model.toy:
+        yield from machine.obstacles_here(run.recipe, attention.this_machine())
+
+
+def _fits(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
+    if run.recipe.model.toy or not any(stage.trains for stage in todo):
+        return
+    here = attention.this_machine() if profile.executor == "local" and not profile.gpu_memory else attention.Machine()
+    if size := profile.gpu_memory or here.gpu_memory:
+        from launch.fit import refusal_of
+
+        yield from refusal_of(run.recipe, size)
 
 
 def _image(run: RunFolder, profile: Profile, todo: list[Stage], tunnel: Any) -> Iterator[str]:
@@ -218,6 +231,7 @@ def _refused_by_slurm(run: RunFolder, profile: Profile, todo: list[Stage], tunne
 CHECKS: tuple[Callable[[RunFolder, Profile, list[Stage], Any], Iterator[str]], ...] = (
     _sbatch,
     _gpus,
+    _machine,
     _fits,
     _image,
     _paths,

@@ -22,9 +22,10 @@ from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTo
 from nemo.collections.llm.gpt.data.fine_tuning import FineTuningDataModule  # noqa: E402
 from nemo.collections.llm.gpt.data.packed_sequence import PackedSequenceSpecs  # noqa: E402
 
+from converters.extra_states import check_states  # noqa: E402
 from data_prep.nemo_dataset import packed_sequence_arguments  # noqa: E402
 from errors import CheckpointError, ConfigurationError  # noqa: E402
-from modeling.attention import attention_backend, installed_versions  # noqa: E402
+from modeling import attention  # noqa: E402
 from modeling.hf_config import GptOssConfig  # noqa: E402
 from modeling.model_config import nemo_config  # noqa: E402
 from recipes.checkpoints import last_checkpoint, remove_former_lasts, step_of  # noqa: E402
@@ -67,6 +68,8 @@ class Training:
             return
         if ON_CPU:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        if attention.this_machine().capability is not None:
+            check_states(self.start / "weights", GptOssConfig.from_file(self.hf_config))
         tokenizer = AutoTokenizer(str(self.tokenizer))
         llm.finetune(
             model=llm.GPTOSSModel(self._model_config(), tokenizer=tokenizer),
@@ -107,10 +110,13 @@ class Training:
 
     def _model_config(self) -> Any:
         overrides = dict(self.recipe.model.config.arguments)
-        if not ON_CPU:
-            backend = attention_backend(*installed_versions(), packed=self.recipe.data.packed)
+        machine, data = attention.this_machine(), self.recipe.data
+        if machine.capability is not None:
+            backend = attention.attention_backend(
+                machine, packed=data.packed, precision=self.recipe.model.precision, context=self.recipe.layout.context
+            )
             overrides.setdefault("attention_backend", AttnBackend[backend])
-        elif self.recipe.data.packed:
+        elif data.packed:
             raise ConfigurationError("the CPU backend trains on no packed sequences: set data.packed=false.")
         config = GptOssConfig.from_file(self.hf_config)
         return nemo_config(config, seq_length=self.recipe.data.seq_length, dtype=self.dtype, **overrides)
