@@ -27,7 +27,7 @@ from nemo.utils import logging
 from torch import nn
 
 from common.errors import ConfigurationError
-from modeling.grouped_linear import expert_shards, grouped_linear, mark_expert_parameter
+from modeling.expert_linear import expert_shards, grouped_linear, mark_expert_parameter
 from modeling.lora_targets import ATTENTION, EXPERTS
 
 
@@ -85,6 +85,7 @@ class GptOssLoRA(LoRA):
             return self._adapt_experts(m)
         adapted = super().transform(m, name, prefix)
         if isinstance(adapted, LoRALinear) and adapted is not m:
+            _gather_input_itself(adapted)
             self._initialize_attention(adapted, str(name))
         return adapted
 
@@ -152,6 +153,19 @@ class GptOssLoRA(LoRA):
         else:
             nn.init.kaiming_uniform_(whole, a=math.sqrt(5), generator=generator)
         weight.copy_(whole)
+
+
+def _gather_input_itself(linear: LoRALinear) -> None:
+    """Have the adapter of a fused norm and linear layer gather the norm's output over the TP ranks.
+
+    NeMo 2.7.3 asks Transformer Engine for that output gathered (peft/utils.py, `get_adapter_attributes_from_linear`),
+    and the backward pass of Transformer Engine 2.12.0 and 2.20.2 drops the gradient of a gathered one
+    (layernorm_linear.py: `return_layernorm_output and not return_layernorm_output_gathered`).
+    """
+    wrapped: Any = linear.to_wrap
+    if getattr(wrapped, "return_layernorm_output_gathered", False):
+        wrapped.return_layernorm_output_gathered = False
+        linear.adapter.disable_sequence_parallel_comm = False  # type: ignore[union-attr,assignment]
 
 
 # ---- experts ------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling  # noqa: 
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region  # noqa: E402
 from nemo.collections.llm.fn.base import walk  # noqa: E402
+from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 
 from common.errors import CheckpointError  # noqa: E402
 from modeling.hf_config import GptOssConfig  # noqa: E402
@@ -31,6 +32,8 @@ from modeling.layouts import Layout  # noqa: E402
 from modeling.model_config import nemo_config  # noqa: E402
 
 SINGLE = Layout()
+# torch's CheckpointException, which a missing key ends in, is a BaseException and no Exception.
+LOADING_ERRORS = (CheckpointException, dist_checkpointing.core.CheckpointingException, FileNotFoundError, KeyError)
 
 
 def initialize(layout: Layout = SINGLE, seed: int = 1234) -> None:
@@ -104,7 +107,7 @@ def _load(model: torch.nn.Module, checkpoint: Path, wanted: Callable[[str], bool
     try:
         # Strict about what the model wants; a checkpoint may hold more (optimizer state, Transformer Engine's).
         loaded = dist_checkpointing.load(sharded, str(weights), strict=StrictHandling.RAISE_UNEXPECTED)
-    except (dist_checkpointing.core.CheckpointingException, FileNotFoundError, KeyError) as error:
+    except LOADING_ERRORS as error:
         raise CheckpointError(f"{weights} does not hold this model ({str(error)[:300]}): import it again.") from error
     state = {name.removeprefix("module."): value for name, value in loaded.items()}  # pyright: ignore[reportAttributeAccessIssue]
     missing = [name for name in model.load_state_dict(state, strict=False).missing_keys if wanted(name)]

@@ -25,7 +25,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from modeling.grouped_linear import GroupedLinear
+from modeling.expert_linear import GroupedLinear
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
