@@ -68,7 +68,7 @@ def record_stage(name: str, folder: Path) -> None:
     record(stage_named(name), run, resolve_name(BODIES[name])(run))
     tops = {module.partition(".")[0] for module in sys.modules} - set(PACKAGES)
     owners = packages_distributions()
-    names = {canonicalize_name(owner) for top in tops for owner in owners.get(top, ())}
+    names = {canonicalize_name(owner) for top in tops for owner in owners.get(top, ()) if _installed(owner)}
     (folder / f"{name}.json").write_text(json.dumps(sorted(names)))
     sys.stdout.flush()
     os._exit(0)  # NeMo's threads would hold the interpreter
@@ -76,7 +76,8 @@ def record_stage(name: str, folder: Path) -> None:
 
 def with_torch() -> set[str]:
     """torch and what it requires, which a machine with torch has."""
-    names, todo = set(KEPT), ["torch"]
+    names: set[str] = set(KEPT)
+    todo: list[str] = ["torch"]
     while todo:
         try:
             requires = distribution(todo.pop()).requires or []
@@ -115,7 +116,7 @@ def fetch(name: str, python: str, folder: Path) -> None:
     """
     wanted = f"{name}=={distribution(name).version}"
     target = ["--implementation", "cp", "--python-version", python, *(f"--platform={each}" for each in PLATFORMS)]
-    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check"]
     if subprocess.run([*pip, "download", "--no-deps", "--only-binary=:all:", *target, "-d", folder, wanted]).returncode:
         built = folder / "built"
         subprocess.run([*pip, "wheel", "--no-deps", "-w", built, wanted], check=True)

@@ -41,3 +41,46 @@ class InspectJob(ModelJob):
     """Answer some tickets and count the experts that routers pick; the result is JSON."""
 
     target: ClassVar[str] = "evaluation.inspection:inspect_models"
+
+
+@dataclass(frozen=True)
+class KernelJob:
+    """Run every kernel that a training would use, against transformers at a small size, then timed at a real one.
+
+    Attributes:
+        packed: whether several tickets share a sequence.
+        model: whose first `layers` layers are timed, with LoRA on attention and experts; a name or a config.json.
+        seq_length: of the timed layers, in tokens.
+    """
+
+    target: ClassVar[str] = "evaluation.kernel_check:check_kernels"
+    precision: Precision
+    packed: bool
+    model: str = "gpt-oss-20b"
+    layers: int = 2
+    seq_length: int = 2048
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """What the kernels gave.
+
+    Attributes:
+        attention: backend that was used.
+        logits: largest difference to transformers in fp32, over the logits' standard deviation.
+        gradients: largest norm of a parameter's difference over the norm of its gradient.
+        packed: largest difference of packed sequences to each alone, over the standard deviation; None if not packed.
+        seconds: of a training step of the timed layers, the median.
+        tokens_per_second: that the timed layers train.
+        memory_gb: peak of allocated memory meanwhile; 0 on a CPU.
+        mfu: model FLOPs over what the GPU could do; None where its peak is not known.
+    """
+
+    attention: str
+    logits: float
+    gradients: float
+    packed: float | None
+    seconds: float
+    tokens_per_second: float
+    memory_gb: float
+    mfu: float | None

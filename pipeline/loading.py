@@ -74,6 +74,15 @@ def configured(file: Path, overrides: list[str]) -> dict[str, Any]:
     return tree_of(recipe)
 
 
+def presets_of(file: Path) -> list[str]:
+    """Names of a recipe file's presets.
+
+    Raises:
+        ConfigurationError: no such recipe.
+    """
+    return list(getattr(_load(file), "PRESETS", {}))
+
+
 def _with_preset(module: Any, file: Path, overrides: list[str]) -> list[str]:
     """The overrides behind `preset=NAME`, then the others, which have the last word."""
     presets: dict[str, tuple[str, ...]] = getattr(module, "PRESETS", {})
