@@ -12,6 +12,7 @@ from typing import Any
 
 from common import artifacts
 from common.errors import DataError
+from common.values import one_line
 
 DATASET = "tobiasbueck/multilingual-customer-support-tickets"
 NAME = DATASET.partition("/")[2]
@@ -102,7 +103,7 @@ def _authenticated() -> Any:
     except requests.HTTPError as error:
         raise _refusal(error) from None
     except requests.RequestException as error:
-        raise DataError(f"Kaggle cannot be reached ({_brief(error)}): run the same command to go on.") from None
+        raise DataError(f"Kaggle cannot be reached ({one_line(error)}): run the same command to go on.") from None
     except (SystemExit, OSError, ValueError):
         known = os.environ.get("KAGGLE_API_TOKEN")
         wanted = "does not know the token of KAGGLE_API_TOKEN" if known else "needs credentials"
@@ -120,7 +121,7 @@ def _fetch_archive(api: Any, archive: Path) -> None:
     except requests.HTTPError as error:
         raise _refusal(error) from None
     except (requests.RequestException, OSError, ValueError) as error:  # ValueError: fewer bytes came than announced
-        raise _CutOffError(f"the download from Kaggle broke off ({_brief(error)})") from None
+        raise _CutOffError(f"the download from Kaggle broke off ({one_line(error)})") from None
 
 
 def _refusal(error: Any) -> DataError:
@@ -128,10 +129,6 @@ def _refusal(error: Any) -> DataError:
     if status in (401, 403):
         return DataError(f"Kaggle refuses the credentials ({status}): {CREDENTIALS}.")
     return DataError(f"Kaggle answers {status} for {DATASET}: try again later.")
-
-
-def _brief(error: Exception) -> str:
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
 
 
 def _size(file: Path) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from common.errors import DataError
+from common.values import one_line
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 SEPARATORS = (",", ";", "\t", "|")
@@ -130,7 +131,7 @@ class CsvSource:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Damaged(start, reader.line_num, str(error))
+                yield Damaged(start, reader.line_num, one_line(error))
                 continue
             if not values or (heading and not any(value.strip() for value in values)):
                 continue
@@ -186,7 +187,7 @@ class JsonlSource:
             try:
                 item = json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield number, Damaged(number, number, f"not JSON ({str(error)[:80]})")
+                yield number, Damaged(number, number, f"not JSON ({one_line(error, 80)})")
                 continue
             if isinstance(item, dict):
                 yield number, item
@@ -211,7 +212,7 @@ class ParquetSource:
         try:
             self._file = pq.ParquetFile(self.path)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.path} cannot be read as Parquet ({str(error)[:120]}): export it again.") from None
+            raise DataError(f"{self.path} cannot be read as Parquet ({one_line(error)}): export it again.") from None
         self.columns = list(self._file.schema_arrow.names)
 
     def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
@@ -226,7 +227,7 @@ class ParquetSource:
                     yield Row(line, [_text(value) for value in values])
         except (pa.ArrowException, OSError) as error:
             rows = self._file.metadata.num_rows
-            yield Damaged(line + 1, rows, f"{rows - line} rows cannot be read ({str(error)[:80]})")
+            yield Damaged(line + 1, rows, f"{rows - line} rows cannot be read ({one_line(error, 80)})")
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import CheckpointError
+from common.values import one_line
 from data_prep.prepared import Prepared, Ticket
 from evaluation.predictions import Predictions
 
@@ -78,8 +79,9 @@ def _embed(folder: Path, texts: Sequence[str], batch_size: int = 32) -> np.ndarr
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model: Any = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise CheckpointError(f"{folder} holds no sentence model that transformers can load ({reason}).") from None
+        raise CheckpointError(
+            f"{folder} holds no sentence model that transformers can load ({one_line(error)})."
+        ) from None
     tokenizer.padding_side = "right"
     vectors = []
     with torch.no_grad():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigurationError
+from common.values import one_line
 
 CONFIGS = Path(__file__).parent / "configs"
 MODEL_TYPE = "gpt_oss"
@@ -54,7 +55,9 @@ class GptOssConfig:
         except FileNotFoundError:
             raise ConfigurationError(f"{file} is missing: name a folder that holds a gpt-oss checkpoint.") from None
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{file} cannot be read as JSON ({error}): fetch the model again.") from None
+            raise ConfigurationError(
+                f"{file} cannot be read as JSON ({one_line(error)}): fetch the model again."
+            ) from None
         if not isinstance(raw, dict):
             raise ConfigurationError(f"{file} holds no JSON object: fetch the model again.")
         return cls.from_dict(raw, str(file))

@@ -20,6 +20,7 @@ from urllib3.util.retry import Retry
 
 from common.errors import LaunchError
 from common.progress import Done, Progress, quiet
+from common.values import one_line
 
 KEY = "OPENAI_API_KEY"
 AT_ONCE = 16
@@ -144,17 +145,13 @@ class Endpoint:
         if answer.status_code in (401, 403):
             raise LaunchError(f"{self.url} refuses access: put its key into the environment variable {KEY}.")
         if not answer.ok:
-            refused = RefusedError(f"{self.url}/{path} answers {answer.status_code}: {_line(answer.text)}")
+            refused = RefusedError(f"{self.url}/{path} answers {answer.status_code}: {one_line(answer.text)}")
             refused.of_prompt = answer.status_code in _OF_PROMPT
             raise refused
         try:
             return answer.json()
         except ValueError:
             raise RefusedError(f"{self.url}/{path} answers no JSON: it is no OpenAI-compatible server.") from None
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:200]
 
 
 def at_once(

@@ -43,6 +43,7 @@ from torch.utils.serialization import config as serialization
 
 from common.artifacts import FINISHED, write_bytes
 from common.errors import CheckpointError
+from common.values import one_line
 from converters.storage.direct_io import DirectFile, WriteStream
 from converters.storage.pool import run_all
 from converters.storage.torch_archives import TorchArchives, region
@@ -212,7 +213,9 @@ class WeightsReader:
         try:
             self.metadata = self._reader.read_metadata()
         except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{folder}/.metadata is damaged ({error}): import or train it again.") from None
+            raise CheckpointError(
+                f"{folder}/.metadata is damaged ({one_line(error)}): import or train it again."
+            ) from None
         self._reader.set_up_storage_reader(self.metadata, is_coordinator=True)
         self._chunks = cache(self._chunks_by_leading)
         self._archives = TorchArchives()
@@ -264,9 +267,8 @@ class WeightsReader:
         try:
             parts = [self._read(item) for item in items]
         except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
-                f"{self.folder}: {key} cannot be read ({reason}): make the checkpoint again."
+                f"{self.folder}: {key} cannot be read ({one_line(error)}): make the checkpoint again."
             ) from None
         if len(parts) == 1:
             return parts[0].reshape(rest)

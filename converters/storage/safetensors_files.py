@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from common.artifacts import write_text
 from common.errors import CheckpointError
+from common.values import one_line
 from converters.storage.direct_io import DirectFile
 from converters.storage.pool import run_all
 from converters.storage.stored_tensor import DTYPES, StoredTensor, stored_tensors
@@ -109,7 +110,7 @@ class SafetensorsReader:
             except FileNotFoundError:
                 raise CheckpointError(f"{path} is missing: fetch the model again.") from None
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path} is truncated or damaged ({error}): fetch it again.") from None
+                raise CheckpointError(f"{path} is truncated or damaged ({one_line(error)}): fetch it again.") from None
         return self._opened[name]
 
 
