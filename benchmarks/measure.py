@@ -99,7 +99,7 @@ def _tree(pid: int) -> list[int]:
         children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
     except OSError:
         return [pid]
-    return [pid, *(found for child in children for found in _tree(child))]
+    return [pid, *(process for child in children for process in _tree(child))]
 
 
 def _status(pid: int, field: str) -> int:

@@ -61,8 +61,8 @@ def fit(annotation: Any, value: Any, key: str, source: str) -> Any:
                 raise ConfigurationError(f"{source}: {key}: {error}") from None
     options = _options(annotation)
     for option in options:
-        found, fitted = _fit_one(option, value, key, source)
-        if found:
+        fits, fitted = _fit_one(option, value, key, source)
+        if fits:
             return fitted
     raise ConfigurationError(f"{source}: {key} should be {' or '.join(map(_wanted, options))}, not {value!r}.")
 

@@ -17,30 +17,32 @@ def main() -> int:
     from modeling import cpu_backend
 
     on_cpu = cpu_backend.activate()
-    told = [f"torch {torch.__version__}"]
+    lines = [f"torch {torch.__version__}"]
     healthy = True
     for name in ("nemo_run", "megatron.core", "nemo", "transformers", "numba"):
         try:
             module = importlib.import_module(name)
         except ImportError as error:
-            told.append(f"{name}: MISSING ({error})")
+            lines.append(f"{name}: MISSING ({error})")
             healthy = False
         else:
-            told.append(f"{name} {getattr(module, '__version__', '')}".rstrip())
+            lines.append(f"{name} {getattr(module, '__version__', '')}".rstrip())
     if on_cpu:
-        told.append("device: CPU; gloo between processes; Megatron's unfused attention and experts one by one")
+        lines.append("device: CPU; gloo between processes; Megatron's unfused attention and experts one by one")
     else:
-        told += _gpu(torch)
-        healthy = healthy and not any("TOO OLD" in line or "MISSING" in line for line in told)
-    print("\n".join(told))
+        lines += _gpu(torch)
+        healthy = healthy and not any("TOO OLD" in line or "MISSING" in line for line in lines)
+    print("\n".join(lines))
     return 0 if healthy else 1
 
 
 def _gpu(torch) -> list[str]:  # type: ignore[no-untyped-def]
     cudnn = torch.backends.cudnn.version() or 0
-    found = (cudnn // 10_000, cudnn // 100 % 100)
+    installed = (cudnn // 10_000, cudnn // 100 % 100)
     lines = [f"device: {torch.cuda.get_device_name(0)} × {torch.cuda.device_count()}; NCCL between processes"]
-    lines.append(f"cuDNN {found[0]}.{found[1]}" + ("" if found >= CUDNN else ": TOO OLD for sinks with packing"))
+    lines.append(
+        f"cuDNN {installed[0]}.{installed[1]}" + ("" if installed >= CUDNN else ": TOO OLD for sinks with packing")
+    )
     try:
         import transformer_engine  # pyright: ignore[reportMissingImports]
     except ImportError as error:

@@ -57,13 +57,13 @@ class Quantization:
 
     def relative_errors(self) -> dict[str, float]:
         """Root mean square error over root mean square value of what was quantized, by tensor name."""
-        found: dict[str, float] = {}
+        errors: dict[str, float] = {}
         for name, experts in sorted(self._norms.items()):
             quantized = [norms for norms in experts.values() if norms is not None]
             error, value = (sum(norms[i] for norms in quantized) for i in (0, 1))
             if quantized:
-                found[name] = math.sqrt(error / value) if value else 0.0
-        return found
+                errors[name] = math.sqrt(error / value) if value else 0.0
+        return errors
 
     def load(self, file: Path) -> None:
         """Take up what an interrupted run has noted."""
@@ -164,10 +164,10 @@ class Source:
         for entry in TABLE:
             expected = (*entry.leading(self.config), *entry.shape(self.config))
             if self.weights.shape(entry.nemo) != expected:
-                found = self.weights.shape(entry.nemo)
-                raise CheckpointError(f"{entry.nemo} has shape {found}, {self.config_file} says {expected}.")
-        known = {entry.nemo for entry in TABLE}
-        unknown = [key for key in self.weights.tensors if key not in known and "_extra_state" not in key]
+                stored = self.weights.shape(entry.nemo)
+                raise CheckpointError(f"{entry.nemo} has shape {stored}, {self.config_file} says {expected}.")
+        names = {entry.nemo for entry in TABLE}
+        unknown = [key for key in self.weights.tensors if key not in names and "_extra_state" not in key]
         if unknown:
             raise CheckpointError(f"{self.weights.folder} holds tensors that gpt-oss has not, such as {unknown[0]}.")
 

@@ -44,13 +44,13 @@ def card_text(nemo: Path, like: Path, storage: str, details: dict[str, Any], usa
 
 
 def _versions() -> str:
-    found = [f"Python {platform.python_version()}"]
+    versions = [f"Python {platform.python_version()}"]
     for package in _PACKAGES:
         try:
-            found.append(f"{package} {version(package)}")
+            versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    return ", ".join(found)
+    return ", ".join(versions)
 
 
 def _quantization(details: dict[str, Any]) -> list[str]:

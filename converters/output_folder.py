@@ -25,12 +25,12 @@ LICENSES = ("LICENSE", "USAGE_POLICY")
 
 def is_done(path: Path, inputs: Mapping[str, Any]) -> bool:
     """Whether `path` is whole and was made from `inputs`; one that was killed while it got its name gets it now."""
-    wanted = artifacts.fingerprint(inputs)
+    fingerprint = artifacts.fingerprint(inputs)
     partial = artifacts.partial_of(path)
-    if artifacts.is_current(partial, wanted):
+    if artifacts.is_current(partial, fingerprint):
         _remove_notes(partial)
         artifacts.publish(partial, path)
-    return artifacts.is_current(path, wanted)
+    return artifacts.is_current(path, fingerprint)
 
 
 @contextmanager
@@ -49,8 +49,8 @@ def resumable_folder(
     """
     partial = artifacts.partial_of(path)
     mark = partial / f"inputs{FINISHED}"
-    wanted = artifacts.fingerprint(inputs)
-    if partial.exists() and not (mark.is_file() and mark.read_text() == wanted):
+    fingerprint = artifacts.fingerprint(inputs)
+    if partial.exists() and not (mark.is_file() and mark.read_text() == fingerprint):
         shutil.rmtree(partial)
     _ensure_room(path, size - _written(partial))
     details: dict[str, Any] = {}
@@ -58,7 +58,7 @@ def resumable_folder(
         with artifacts.new_folder(path, resume=True) as folder:
             for file in list(folder.rglob("*.tmp")):  # what a kill left half-written
                 file.unlink()
-            artifacts.write_text(mark, wanted)
+            artifacts.write_text(mark, fingerprint)
             yield folder, details
             artifacts.write_manifest(folder, kind, inputs, details)
             _remove_notes(folder)

@@ -46,10 +46,10 @@ def near_duplicates(
 
 def _shingles(words: str) -> np.ndarray:
     """Hashes of every three words in a row, uint32, sorted, each once; of a shorter text, of all its words."""
-    found = words.split(" ")
-    if len(found) <= SHINGLE:
+    tokens = words.split(" ")
+    if len(tokens) <= SHINGLE:
         return np.array([crc32(words.encode())], np.uint32)
-    hashes = np.array([crc32(word.encode()) for word in found], np.uint64)
+    hashes = np.array([crc32(word.encode()) for word in tokens], np.uint64)
     mixed = hashes[:-2] * np.uint64(0x9E3779B97F4A7C15) + hashes[1:-1] * np.uint64(0xC2B2AE3D27D4EB4F) + hashes[2:]
     return np.unique((mixed ^ (mixed >> np.uint64(29))).astype(np.uint32))
 
@@ -63,11 +63,11 @@ def _sketch(count: int, text: Callable[[int], str], progress: Progress) -> tuple
     ends = np.zeros(count + 1, np.int64)
     row = array("I")
     for index in reported(range(count), "comparing tickets", count, progress):
-        found = _shingles(text(index))
+        shingles = _shingles(text(index))
         sketch.clear()
-        sketch.update_batch(found.tolist())
+        sketch.update_batch(shingles.tolist())
         signatures[index] = sketch.hashvalues
-        row.frombytes(found.tobytes())
+        row.frombytes(shingles.tobytes())
         ends[index + 1] = len(row)
     return signatures, np.frombuffer(row, np.uint32), ends
 

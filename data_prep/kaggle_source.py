@@ -35,25 +35,25 @@ def fetch(file: str | None = None) -> Path:
     Raises:
         DataError: no or wrong credentials, no connection, a damaged archive, or no such file in it.
     """
-    folder, wanted = cache_folder(), file or DEFAULT_FILE
+    folder, name = cache_folder(), file or DEFAULT_FILE
     files = folder / "files"
-    if not _is_whole(files, wanted):
+    if not _is_whole(files, name):
         folder.mkdir(parents=True, exist_ok=True)
         archive = folder / f"{NAME}.zip"
         _download(archive)
         _unpack(archive, files)
-    known = _hashes(files)
-    if wanted not in known:
-        raise DataError(f"the Kaggle dataset has no file {wanted!r}: choose one of {', '.join(sorted(known))}.")
-    return files / wanted
+    hashes = _hashes(files)
+    if name not in hashes:
+        raise DataError(f"the Kaggle dataset has no file {name!r}: choose one of {', '.join(sorted(hashes))}.")
+    return files / name
 
 
-def _is_whole(files: Path, wanted: str) -> bool:
-    """Whether the archive was unpacked here and `wanted` is as it was then, or was not in it."""
-    known = _hashes(files)
-    if wanted not in known:
-        return bool(known)
-    return (files / wanted).is_file() and artifacts.hash_file(files / wanted) == known[wanted]
+def _is_whole(files: Path, name: str) -> bool:
+    """Whether the archive was unpacked here and `name` is as it was then, or was not in it."""
+    hashes = _hashes(files)
+    if name not in hashes:
+        return bool(hashes)
+    return (files / name).is_file() and artifacts.hash_file(files / name) == hashes[name]
 
 
 def _hashes(files: Path) -> dict[str, str]:
@@ -95,9 +95,9 @@ def _authenticated() -> Any:
     """
     import requests
 
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             api = _client()
             api.authenticate()
     except requests.HTTPError as error:
@@ -105,9 +105,9 @@ def _authenticated() -> Any:
     except requests.RequestException as error:
         raise DataError(f"Kaggle cannot be reached ({one_line(error)}): run the same command to go on.") from None
     except (SystemExit, OSError, ValueError):
-        known = os.environ.get("KAGGLE_API_TOKEN")
-        wanted = "does not know the token of KAGGLE_API_TOKEN" if known else "needs credentials"
-        raise DataError(f"Kaggle {wanted}: {CREDENTIALS}.") from None
+        token = os.environ.get("KAGGLE_API_TOKEN")
+        problem = "does not know the token of KAGGLE_API_TOKEN" if token else "needs credentials"
+        raise DataError(f"Kaggle {problem}: {CREDENTIALS}.") from None
     return api
 
 

@@ -47,8 +47,8 @@ class Source(Protocol):
         """Lines so far that were not UTF-8 and were read as Windows-1252."""
         ...
 
-    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
-        """The rows with their values of the columns `wanted`; a value that is missing is empty."""
+    def rows(self, names: Sequence[str]) -> Iterator[Row | Damaged]:
+        """The rows with their values of the columns `names`; a value that is missing is empty."""
         ...
 
 
@@ -119,8 +119,8 @@ class CsvSource:
     def recoded(self) -> int:
         return self._lines.recoded
 
-    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
-        positions = [self.columns.index(name) for name in wanted]
+    def rows(self, names: Sequence[str]) -> Iterator[Row | Damaged]:
+        positions = [self.columns.index(name) for name in names]
         # strict: a file cut off inside a quoted field, or with a stray quote, is an error and not a row
         reader = csv.reader(self._lines, delimiter=self._separator, strict=True)
         heading = True
@@ -164,8 +164,8 @@ class JsonlSource:
         self._lines = _Lines(self.path)
         self._parsed = self._objects()
         self._peeked = list(islice(self._parsed, PEEKED_ROWS))
-        found = (item for _, item in self._peeked if isinstance(item, dict))
-        self.columns = list(dict.fromkeys(chain.from_iterable(found)))
+        objects = (item for _, item in self._peeked if isinstance(item, dict))
+        self.columns = list(dict.fromkeys(chain.from_iterable(objects)))
         if not self.columns:
             raise DataError(f"{self.path} holds no JSON objects: write one a line.")
 
@@ -173,12 +173,12 @@ class JsonlSource:
     def recoded(self) -> int:
         return self._lines.recoded
 
-    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
+    def rows(self, names: Sequence[str]) -> Iterator[Row | Damaged]:
         for line, item in chain(self._peeked, self._parsed):
             if isinstance(item, Damaged):
                 yield item
             else:
-                yield Row(line, [_text(item.get(name)) for name in wanted])
+                yield Row(line, [_text(item.get(name)) for name in names])
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any] | Damaged]]:
         for number, line in enumerate(self._lines, 1):
@@ -215,13 +215,13 @@ class ParquetSource:
             raise DataError(f"{self.path} cannot be read as Parquet ({one_line(error)}): export it again.") from None
         self.columns = list(self._file.schema_arrow.names)
 
-    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
+    def rows(self, names: Sequence[str]) -> Iterator[Row | Damaged]:
         import pyarrow as pa
 
         line = 0
         try:
-            for batch in self._file.iter_batches(batch_size=4096, columns=list(wanted)):
-                columns = [batch.column(name).to_pylist() for name in wanted]
+            for batch in self._file.iter_batches(batch_size=4096, columns=list(names)):
+                columns = [batch.column(name).to_pylist() for name in names]
                 for values in zip(*columns, strict=True):
                     line += 1
                     yield Row(line, [_text(value) for value in values])
@@ -239,9 +239,9 @@ class Rows:
     columns: list[str]
     recoded: int = 0
 
-    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
+    def rows(self, names: Sequence[str]) -> Iterator[Row | Damaged]:
         for line, item in enumerate(self.items, 1):
-            yield Row(line, [item[name] for name in wanted])
+            yield Row(line, [item[name] for name in names])
 
 
 def _text(value: Any) -> str:

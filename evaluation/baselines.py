@@ -53,13 +53,13 @@ def nearest(prepared: Prepared, tickets: Sequence[Ticket], model: Path) -> Predi
     from sklearn.neighbors import KNeighborsClassifier
 
     neighbours = min(NEIGHBOURS, len(prepared.training))
-    known, asked = _embed(model, [t.text for t in prepared.training]), _embed(model, [t.text for t in tickets])
+    training, asked = _embed(model, [t.text for t in prepared.training]), _embed(model, [t.text for t in tickets])
     classifier = KNeighborsClassifier(neighbours, metric="cosine", weights="distance")
-    return _fitted(classifier, prepared, known, asked)
+    return _fitted(classifier, prepared, training, asked)
 
 
-def _fitted(classifier: Any, prepared: Prepared, known: Any, asked: Any) -> Predictions:
-    classifier.fit(known, [ticket.label for ticket in prepared.training])
+def _fitted(classifier: Any, prepared: Prepared, training: Any, asked: Any) -> Predictions:
+    classifier.fit(training, [ticket.label for ticket in prepared.training])
     probabilities = np.zeros((len(asked), len(prepared.labels)))
     columns = [prepared.labels.index(str(label)) for label in classifier.classes_]
     probabilities[:, columns] = classifier.predict_proba(asked)

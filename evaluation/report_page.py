@@ -77,14 +77,14 @@ def _languages(findings: Findings) -> Any:
     names = list(findings.systems)[-2:]
     rows = [
         Bar(
-            f"{language or 'no language'}, {name}, {found.tickets} tickets",
-            found.macro_f1,
-            found.macro_f1_interval,
+            f"{language or 'no language'}, {name}, {metrics.tickets} tickets",
+            metrics.macro_f1,
+            metrics.macro_f1_interval,
             _colour(findings, name),
         )
         for language in findings.systems[names[0]].metrics.per_language
         for name in names
-        for found in (findings.systems[name].metrics.per_language[language],)
+        for metrics in (findings.systems[name].metrics.per_language[language],)
     ]
     return charts.bars("Macro-F1 by language with 95 % intervals", rows)
 

@@ -103,8 +103,8 @@ def by_endpoint(url: str, folder: Path, prepared: Prepared, split: str) -> tuple
             label = answers[endpoint.choose(prompt, list(answers)).label]
             return prepared.labels.index(label), endpoint.free_answer(prompt, most) in answers
 
-        found = np.array(list(at_once(ask, prompts, progress)))
-    return {endpoint.model: Predictions(prepared.labels, found[:, 0], valid=found[:, 1].astype(bool))}, [note]
+        answered = np.array(list(at_once(ask, prompts, progress)))
+    return {endpoint.model: Predictions(prepared.labels, answered[:, 0], valid=answered[:, 1].astype(bool))}, [note]
 
 
 def about(model: Path, data: Path, endpoint: str | None, notes: list[str]) -> About:

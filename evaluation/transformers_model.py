@@ -64,11 +64,11 @@ def _model(folder: Path) -> Any:
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"transformers cannot load {folder} ({one_line(error)}): export it again.") from error
-    model, found = loaded
+    model, report = loaded
     # transformers gives a weight that it does not find random values, and says so only in a warning
-    if strays := sorted(found["missing_keys"]) + sorted(found["unexpected_keys"]):
+    if strays := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
         raise CheckpointError(
-            f"{folder} has {len(found['missing_keys'])} weights too few and {len(found['unexpected_keys'])} too many "
+            f"{folder} has {len(report['missing_keys'])} weights too few and {len(report['unexpected_keys'])} too many "
             f"for its config.json, such as {strays[0]}: export it again."
         )
     return model.float().eval()  # transformers 4.57 leaves the experts of an MXFP4 folder in bf16, whatever dtype says

@@ -87,10 +87,10 @@ class LaunchPlan:
         """The profile's mounts, then the runs and every local path that the recipe names, where it stands outside."""
         mounts = list(self.profile.container.mounts)
         yield from mounts
-        wanted = [(self.run.path.parent, ""), *((path, ":ro") for path in self.local_inputs())]
+        paths = [(self.run.path.parent, ""), *((path, ":ro") for path in self.local_inputs())]
         if self.run.base.parent != self.run.path:
-            wanted.append((self.run.base.parent, ""))
-        for path, options in wanted:
+            paths.append((self.run.base.parent, ""))
+        for path, options in paths:
             if not _is_mounted(path, mounts):
                 mounts.append(f"{path}:{path}{options}")
                 yield mounts[-1]

@@ -54,8 +54,8 @@ def best_checkpoint(folder: Path) -> Path:
     Raises:
         CheckpointError: there is none that is whole.
     """
-    found = {path: loss for path in _finished(folder, "*") if (loss := validation_loss(path)) is not None}
-    return min(found, key=lambda path: found[path]) if found else last_checkpoint(folder)
+    losses = {path: loss for path in _finished(folder, "*") if (loss := validation_loss(path)) is not None}
+    return min(losses, key=lambda path: losses[path]) if losses else last_checkpoint(folder)
 
 
 def validation_loss(checkpoint: Path) -> float | None:
@@ -83,9 +83,9 @@ def remove_former_lasts(folder: Path) -> None:
 
 
 def _finished(folder: Path, pattern: str) -> list[Path]:
-    found = [path for path in (folder / "checkpoints").glob(pattern) if path.is_dir()]
+    folders = [path for path in (folder / "checkpoints").glob(pattern) if path.is_dir()]
     # NeMo marks a checkpoint as unfinished by a file beside it until every rank has written.
-    return [path for path in found if not path.with_name(path.name + "-unfinished").exists()]
+    return [path for path in folders if not path.with_name(path.name + "-unfinished").exists()]
 
 
 def start_of(run: RunFolder) -> Path:

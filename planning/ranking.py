@@ -60,7 +60,7 @@ class Candidate:
 def rank_layouts(plan: TrainingPlan, cluster: Cluster) -> list[Candidate]:
     """Every legal layout: first those that fit, fastest first, then the others, nearest to fitting first."""
     rank = plan.lora.rank if plan.lora else None
-    found = [
+    candidates = [
         Candidate(
             layout,
             memory_of(plan, layout, cluster.world, cluster.gpu_memory),
@@ -70,7 +70,7 @@ def rank_layouts(plan: TrainingPlan, cluster: Cluster) -> list[Candidate]:
         for layout in legal_layouts(plan.config, cluster.world, plan.batch, rank)
     ]
     # Of equally fast ones, the one that leaves more memory free.
-    return sorted(found, key=lambda c: (not c.fits, round(c.cost, 4) if c.fits else 0, c.memory.total))
+    return sorted(candidates, key=lambda c: (not c.fits, round(c.cost, 4) if c.fits else 0, c.memory.total))
 
 
 def step_seconds(plan: TrainingPlan, layout: Layout, cluster: Cluster) -> dict[str, float]:

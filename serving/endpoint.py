@@ -116,8 +116,8 @@ class Endpoint:
         given = self._complete([[*prompt, *answer] for answer in answers], max_tokens=0, echo=True)
         scores, greedy = np.zeros(len(answers)), -1
         for i, (choice, answer) in enumerate(zip(given, answers, strict=True)):
-            found = choice.get("logprobs") or {}
-            tokens, best = found.get("token_logprobs") or [], found.get("top_logprobs") or []
+            logprobs = choice.get("logprobs") or {}
+            tokens, best = logprobs.get("token_logprobs") or [], logprobs.get("top_logprobs") or []
             if len(tokens) != len(prompt) + len(answer) or len(best) != len(tokens):
                 raise RefusedError(f"{self.url} gives no log-probabilities of prompts.")
             own = tokens[-len(answer) :]

@@ -285,9 +285,9 @@ class WeightsReader:
 
     def _chunks_by_leading(self, key: str, axes: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
         """Chunks by their indices along the stacked axes, which they never span; looked up instead of searched."""
-        found: dict[tuple[int, ...], list[ChunkStorageMetadata]] = defaultdict(list)
+        chunks: dict[tuple[int, ...], list[ChunkStorageMetadata]] = defaultdict(list)
         for chunk in self.tensors[key].chunks:
             if set(chunk.sizes[:axes]) - {1}:
                 return {}
-            found[tuple(chunk.offsets[:axes])].append(chunk)
-        return dict(found)
+            chunks[tuple(chunk.offsets[:axes])].append(chunk)
+        return dict(chunks)

@@ -88,16 +88,16 @@ def region(offsets: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
 
 
 def _items(file: DirectFile, position: int, size: int, dtype: torch.dtype) -> torch.Tensor:
-    found = file.read(position, size)
-    if len(found) < size:
+    content = file.read(position, size)
+    if len(content) < size:
         raise EOFError(f"{file.path.name} is truncated")
     if not size:
         return torch.empty(0, dtype=dtype)
-    if found.ctypes.data % 8:  # archives begin anywhere; the kernels take items where they may begin
+    if content.ctypes.data % 8:  # archives begin anywhere; the kernels take items where they may begin
         moved = empty_bytes(size)
-        moved[:] = found
-        found = moved
-    return torch.from_numpy(found).view(dtype)
+        moved[:] = content
+        content = moved
+    return torch.from_numpy(content).view(dtype)
 
 
 class _Slice(io.RawIOBase):
@@ -121,7 +121,7 @@ class _Slice(io.RawIOBase):
 
     def readinto(self, into: memoryview) -> int:
         size = min(len(into), self._size - self._position)
-        found = self._file.read(self._start + self._position, max(0, size))
-        into[: len(found)] = found.data
-        self._position += len(found)
-        return len(found)
+        content = self._file.read(self._start + self._position, max(0, size))
+        into[: len(content)] = content.data
+        self._position += len(content)
+        return len(content)
