@@ -44,12 +44,12 @@ class HfReader:
 
     @cached_property
     def openai(self) -> bool:
-        """Whether this is OpenAI's own layout; told by the tensor names."""
+        """Whether this is OpenAI's own layout, by the tensor names."""
         return openai_layout.MARK in self.files.file_of
 
     @cached_property
     def mxfp4(self) -> bool:
-        """Whether the experts are stored as MXFP4 blocks and scales; told by the tensor names."""
+        """Whether the experts are stored as MXFP4 blocks and scales, by the tensor names."""
         return any(name.endswith((BLOCKS, ".blocks")) for name in self.files.file_of)
 
     @cached_property

@@ -73,7 +73,7 @@ def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = quiet) ->
 
 
 class _Hashes:
-    """SHA-256 of files, computed in the background while they are converted anyway."""
+    """SHA-256 of files, computed in the background while the files are converted."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files

@@ -1,4 +1,4 @@
-"""The folder that a conversion writes: room for it, what an interrupted run left, files beside the weights."""
+"""The output folder of a conversion: its disk space, its continuation after a kill, files beside the weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LICENSES = ("LICENSE", "USAGE_POLICY")
 
 
 def is_done(path: Path, inputs: Mapping[str, Any]) -> bool:
-    """Whether `path` is whole and was made from `inputs`; one that was killed while it got its name gets it now."""
+    """Whether `path` is whole and was made from `inputs`; a rename that a kill prevented is done now."""
     fingerprint = artifacts.fingerprint(inputs)
     partial = artifacts.partial_of(path)
     if artifacts.is_current(partial, fingerprint):
@@ -88,7 +88,7 @@ def _written(partial: Path) -> int:
 
 
 def source_files(files: list[Path]) -> dict[str, dict[str, Any]]:
-    """What tells one source from another: the hash of small files, size and time of large ones.
+    """Identity of source files by name: the hash of a small file, size and time of a large one.
 
     Large ones are hashed while they are converted, so that a finished conversion is recognized at once.
     """
@@ -103,7 +103,7 @@ def _identity(file: Path) -> dict[str, Any]:
 
 
 def copy_files(names: tuple[str, ...], source: Path, target: Path) -> None:
-    """Copy those of the named files that are there."""
+    """Copy those of the named files that exist."""
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         if (source / name).is_file():

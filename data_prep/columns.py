@@ -40,7 +40,7 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """Those that there are, each once."""
+        """The names that are set, without repeats."""
         wanted = (self.label, self.subject, self.body, self.language, self.id, self.messages)
         return list(dict.fromkeys(name for name in wanted if name is not None))
 

@@ -1,4 +1,4 @@
-"""Groups of tickets that say the same, exactly or nearly: no group may stand on both sides of a split.
+"""Groups of exact and near duplicates among tickets: no group may stand on both sides of a split.
 
 Near duplicates are found by MinHash over three-word shingles with banding (Broder 1997; Leskovec, Rajaraman and Ullman,
 Mining of Massive Datasets, section 3.4), and every pair that banding proposes is checked on the shingles themselves.
@@ -113,7 +113,7 @@ def _join_pairs(
     ends: np.ndarray,
     threshold: float,
 ) -> None:
-    """Join what is alike at this distance: `floor` of the signature's numbers agree, and the shingles overlap."""
+    """Join pairs at this distance: `floor` of the signatures' numbers agree, and enough shingles are common."""
     for place in range(len(order) - distance):
         a, b = order[place], order[place + distance]
         if buckets[place] != buckets[place + distance] or _root(parents, a) == _root(parents, b):
@@ -148,7 +148,7 @@ def _root(parents: np.ndarray, index: int) -> int:
 
 
 def _buckets(band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tickets sorted by what their signatures are in a band, and that as one number."""
+    """Tickets sorted by the hash of their signatures in a band, and those hashes, sorted."""
     mixed = np.zeros(len(band), np.uint64)
     for column in band.T:
         mixed = (mixed ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
@@ -158,7 +158,7 @@ def _buckets(band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unfinished(roots: np.ndarray, buckets: np.ndarray, distance: int) -> np.ndarray:
-    """Where buckets stand that have pairs at this distance and are not all one group."""
+    """Mask of the tickets whose bucket has pairs at this distance and is not one group yet."""
     if not len(buckets):
         return np.zeros(0, bool)
     starts = np.flatnonzero(np.concatenate(([True], buckets[1:] != buckets[:-1])))

@@ -80,7 +80,7 @@ def chat_turn(render: Render, messages: Sequence[Message]) -> tuple[str, str]:
 
 
 def renderer(tokenizer: Any | None = None) -> Render:
-    """Renders with a tokenizer's own chat template, or with ours, with the date pinned."""
+    """A function that renders messages with a tokenizer's own chat template, or with ours, the date pinned."""
     arguments = {"strftime_now": lambda _: DATE, "reasoning_effort": REASONING_EFFORT}
     if tokenizer is not None:
         return lambda messages, opened: str(

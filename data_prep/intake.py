@@ -265,5 +265,5 @@ def _spelling(label: str) -> str:
 
 
 def _language(language: str) -> str:
-    """`de`, whether an export writes DE, de-DE or de_AT."""
+    """The language code behind an export's spelling: `de` for DE, de-DE and de_AT."""
     return re.split(r"[-_]", cleaned_name(language).casefold(), maxsplit=1)[0].strip()

@@ -84,7 +84,7 @@ def _download(archive: Path) -> None:
 
 
 class _CutOffError(Exception):
-    """A download that ended before its end."""
+    """A download that broke off before its last byte."""
 
 
 def _authenticated() -> Any:

@@ -110,5 +110,5 @@ def write_metadata(file: Path, packings: Sequence[Packing]) -> None:
 
 
 def as_report(packings: dict[str, Packing]) -> dict[str, dict[str, Any]]:
-    """The packings as JSON can carry them."""
+    """The packings as plain values, for JSON."""
     return {split: asdict(packing) for split, packing in packings.items()}

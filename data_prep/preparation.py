@@ -95,7 +95,7 @@ def _open(path: str | Path) -> Source:
 
 
 def _inputs(paths: Sequence[str | Path], options: PrepareOptions) -> dict[str, Any]:
-    """Everything that decides the output."""
+    """Everything that decides the output, for its fingerprint."""
     sources = []
     for path in paths:
         file = Path(path)

@@ -55,7 +55,7 @@ def sample_texts() -> list[str]:
 
 
 def _again(row: dict[str, str], draw: random.Random) -> dict[str, str]:
-    """A ticket that was sent twice, or a second time with a word more."""
+    """A second copy of a ticket, unchanged or with a word added."""
     return row | {"body": f"{row['body']} (#{draw.randint(2, 99)})"} if draw.random() < ALTERED else dict(row)
 
 

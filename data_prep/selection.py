@@ -48,7 +48,7 @@ class Selection:
         return [index for _, index in sorted(ranked)]
 
     def capped(self, options: PrepareOptions) -> np.ndarray:
-        """Training tickets over the mean count of the labels, those that come last in order."""
+        """Training tickets beyond the labels' mean count: of each label those that come last in order."""
         members = self._training_by_label(options.seed)
         cap = ceil(sum(map(len, members.values())) / len(members)) if members else 0
         return np.array([index for tickets in members.values() for index in tickets[cap:]], np.int64)

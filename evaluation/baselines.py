@@ -1,4 +1,4 @@
-"""What routing costs next to nothing, on the same split; fitted on the training split only."""
+"""Cheap baselines on the same split: majority, TF-IDF, nearest neighbours; fitted on the training split only."""
 
 from __future__ import annotations
 

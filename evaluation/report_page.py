@@ -142,7 +142,7 @@ def _errors(tickets: Sequence[Ticket], predictions: Predictions) -> list[tuple[T
 
 
 def _colour(findings: Findings, name: str) -> str:
-    """Of the last system always the same; of the others by their places."""
+    """Colour of a system: fixed for the last one, by position for the others."""
     if name == findings.subject:
         return "test"
     return COLOURS[list(findings.systems).index(name) % (len(COLOURS) - 1)]

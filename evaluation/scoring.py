@@ -25,7 +25,7 @@ class LogitsFunction(Protocol):
 
 @dataclass(frozen=True)
 class LabelScores:
-    """What a model says of N prompts.
+    """A model's scores of the labels after N prompts.
 
     Attributes:
         log_probabilities: of each label's whole completion, fp64 (N, labels).

@@ -1,4 +1,4 @@
-"""A model behind a server: the scores that its log-probabilities give."""
+"""Label scores of a served model, from the log-probabilities that the server returns."""
 
 from __future__ import annotations
 

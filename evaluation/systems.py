@@ -108,7 +108,7 @@ def by_endpoint(url: str, folder: Path, prepared: Prepared, split: str) -> tuple
 
 
 def about(model: Path, data: Path, endpoint: str | None, notes: list[str]) -> About:
-    """What the report says of a model besides its figures."""
+    """The report's context of a model: inputs, configuration, history and notes."""
     inputs: dict[str, Any] = {"model": str(model), "data": str(data), "endpoint": endpoint}
     if is_run(model):
         configuration = (model / RECIPE_FILE).read_text(encoding="utf-8")

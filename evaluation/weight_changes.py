@@ -21,7 +21,7 @@ from modeling.hf_config import GptOssConfig
 
 @dataclass(frozen=True)
 class Change:
-    """What training did to one matrix; norms are Frobenius norms.
+    """Change of one matrix by training; norms are Frobenius norms.
 
     Attributes:
         module: such as "self_attention.linear_qkv" or "experts.linear_fc1".

@@ -1,4 +1,4 @@
-"""Why a stage failed, in one sentence, from what it and its executor left behind."""
+"""Why a stage failed, in one sentence, from the log of the stage and its executor."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def out_of_memory(text: str) -> bool:
 
 
 def sentence(run: RunFolder, stage: str, exit_code: int | None = None) -> str:
-    """What to tell about a failed stage: its reason, its log, and that nothing finished is lost."""
+    """The sentence about a failed stage: its reason, its log, and that nothing finished is lost."""
     log = run.log(stage)
     text = read(log)
     reason = last_error(text)

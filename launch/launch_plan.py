@@ -1,4 +1,4 @@
-"""What a launch is about: a run, the place where its stages run, and which of them are to be done."""
+"""The plan of a launch: a run, the profile of the place where its stages run, and the stages to be done."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recipes.schema.recipe import Recipe
 
 @dataclass(frozen=True)
 class Resources:
-    """What a stage gets: nodes, processes a node, GPUs a node; and whether its processes train together."""
+    """Resources of a stage: nodes, processes a node, GPUs a node; and whether its processes train together."""
 
     nodes: int = 1
     processes: int = 1
@@ -28,7 +28,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """One launch, as everything that checks, shows or starts it sees it.
+    """One launch, as preflight, dry run and start read it.
 
     Attributes:
         stages: those that were selected, in order.

@@ -1,4 +1,4 @@
-"""Everything that can be known to go wrong before a stage starts, told at once."""
+"""Checks before a launch: everything that would make a stage fail, reported at once."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A legal layout, what it needs, and the seconds a step would spend on what."""
+    """A legal layout, its memory, and the seconds of a step by cause."""
 
     layout: Layout
     memory: Memory
@@ -45,7 +45,7 @@ class Candidate:
         return sum(self.seconds.values())
 
     def reason(self, best: Candidate) -> str:
-        """Why it stands where it stands, in one clause."""
+        """Why it has its rank, in one clause."""
         if not self.fits:
             part, size = max(self.memory.parts().items(), key=lambda item: item[1])
             return f"{(self.memory.total - self.gpu_memory) / 1e9:.1f} GB too much; {part} alone {size / 1e9:.1f} GB"
@@ -74,7 +74,7 @@ def rank_layouts(plan: TrainingPlan, cluster: Cluster) -> list[Candidate]:
 
 
 def step_seconds(plan: TrainingPlan, layout: Layout, cluster: Cluster) -> dict[str, float]:
-    """Rough seconds of one step by what they go to; good for comparing layouts of one cluster, not as a forecast.
+    """Rough seconds of one step by cause; they compare layouts of one cluster, and forecast nothing.
 
     Source: bytes of megatron-core's collectives, ring algorithms, nothing overlapped.
     """
@@ -112,7 +112,7 @@ def step_seconds(plan: TrainingPlan, layout: Layout, cluster: Cluster) -> dict[s
 
 
 def advice(plan: TrainingPlan, cluster: Cluster) -> list[str]:
-    """What would make the training fit: each single change that does, else the shortest sum of changes that does."""
+    """Changes that make the training fit: each single one that suffices, else the shortest combination."""
     changes = _changes(plan)
     single = [text for text, change in changes if _fits(change(plan), cluster)]
     more = next((n for n in (2, 4, 8, 16, 32, 64) if _fits(*_grow(plan, cluster, n))), None)

@@ -40,7 +40,7 @@ class Choice:
 
 
 class RefusedError(LaunchError):
-    """The server answers, but not what was asked for; `of_prompt` where it is this prompt that it does not take."""
+    """The server answered without the requested result; `of_prompt` is set where it rejected this prompt alone."""
 
     of_prompt = False
 
@@ -159,7 +159,7 @@ def at_once(
     items: Sequence[Item],
     progress: Progress = quiet,
 ) -> Iterator[Result]:
-    """The results in the order of the items, several being asked for at a time; the first error ends it."""
+    """Call `ask` for several items at a time; yields the results in the order of the items, up to the first error."""
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
         for done, result in enumerate(pool.map(ask, items), 1):

@@ -25,7 +25,7 @@ ADDED = ("routed_to", "probability", "problem")
 
 @dataclass
 class Routed:
-    """What became of the rows; `problems` are those of rows that the server refused or that have no text."""
+    """Result of a routing; `problems` are those of rows that the server refused or that have no text."""
 
     rows: int = 0
     resumed: int = 0

@@ -62,7 +62,7 @@ SHARD_SIZE = 2**30
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a stacked tensor that is produced when its bytes are due."""
+    """A part of a stacked tensor, with the function that produces it when the writer needs its bytes."""
 
     key: str
     shape: tuple[int, ...]
@@ -120,7 +120,7 @@ def write_weights(
             with serialization.patch("save.compute_crc32", False):  # pyright: ignore[reportAttributeAccessIssue]
                 written = writer.write_data(plans[number], _Producer(shard, progress)).wait()
             write_bytes(finished, pickle.dumps(written))
-        # read back in either case: what shares an object with what decides the bytes of .metadata
+        # unpickled in either case: shared objects decide the bytes of .metadata, and a resume must not change them
         results[number] = pickle.loads(finished.read_bytes())
 
     run_all((lambda number=number: write(number)) for number in range(len(plans)))
@@ -168,7 +168,7 @@ class _Files(FileSystem):
 
 
 class _Writer(FileSystemWriter):
-    """Writes the same bytes every time: without the path and the random number that torch notes and nobody reads."""
+    """Deterministic writer: it leaves out the path and the random number that torch stores and no reader uses."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -179,7 +179,7 @@ class _Writer(FileSystemWriter):
 
 
 class _Producer(DefaultSavePlanner):
-    """Gives the writer each tensor when it asks for it."""
+    """Produces each tensor when the writer asks for it."""
 
     def __init__(self, pieces: Sequence[Piece], progress: Callable[[int, int], None]) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class _Producer(DefaultSavePlanner):
         piece = self.pieces[write_item.index]
         value = piece.produce().to(piece.dtype).reshape(piece.size)
         self.progress(piece.bytes, 1)
-        # torch.save writes a view's whole storage: a piece must own what it shows
+        # torch.save writes a view's whole storage: a piece must own exactly its bytes
         return value if value.untyped_storage().nbytes() == piece.bytes else value.clone()
 
 
@@ -278,13 +278,13 @@ class WeightsReader:
         return whole.reshape(rest)
 
     def _read(self, item: ReadItem) -> torch.Tensor:
-        """What a chunk holds of what is wanted."""
+        """The part of a stored chunk that the item names."""
         stored = self._reader.storage_data[item.storage_index]
         file = self._open(self.folder / stored.relative_path)
         return self._archives.read(file, stored.offset, stored.length, item.storage_offsets, item.lengths)
 
     def _chunks_by_leading(self, key: str, axes: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
-        """Chunks by their indices along the stacked axes, which they never span; looked up instead of searched."""
+        """Chunks by their indices along the stacked axes, for look-up; empty where a chunk spans several indices."""
         chunks: dict[tuple[int, ...], list[ChunkStorageMetadata]] = defaultdict(list)
         for chunk in self.tensors[key].chunks:
             if set(chunk.sizes[:axes]) - {1}:

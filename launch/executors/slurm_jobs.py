@@ -1,4 +1,4 @@
-"""What Slurm says about jobs."""
+"""States of Slurm jobs, from sacct and scontrol."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def _unknown(key: str, path: str, names: Iterable[str]) -> ConfigurationError:
 
 
 def _like(value: Any, present: Any, key: str) -> Any:
-    """`value` for an argument that the recipe sets already: of the same kind as what stands there."""
+    """`value` for an argument that the recipe sets already, checked against the kind of the present value."""
     if value is None or present is None:
         return value
     if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
