@@ -1,4 +1,4 @@
-"""What a command costs: seconds and memory; and what the disk would take for the same bytes."""
+"""Cost of a command in seconds and memory, and the seconds that the disk alone takes for the same bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Cost:
-    """What one command took.
+    """Seconds and memory of one command.
 
     Attributes:
         cpu: seconds of all cores together, user and system.
@@ -99,7 +99,7 @@ def _tree(pid: int) -> list[int]:
         children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
     except OSError:
         return [pid]
-    return [pid, *(found for child in children for found in _tree(child))]
+    return [pid, *(process for child in children for process in _tree(child))]
 
 
 def _status(pid: int, field: str) -> int:

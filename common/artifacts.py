@@ -119,7 +119,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """Where `path` is written before it is whole."""
+    """The path beside `path` under which it is written; a rename publishes it when it is whole."""
     return path.with_name(path.name + ".partial")
 
 

@@ -47,7 +47,7 @@ def from_tree(cls: type[T], tree: Any, source: str, key: str = "") -> T:
 
 
 def fit(annotation: Any, value: Any, key: str, source: str) -> Any:
-    """`value` as the annotation wants it: a whole number becomes a float where one is wanted, a list a tuple, …
+    """`value` converted to the annotation's type: a whole number to a float, a list to a tuple, …
 
     Raises:
         ConfigurationError: it does not fit.
@@ -61,8 +61,8 @@ def fit(annotation: Any, value: Any, key: str, source: str) -> Any:
                 raise ConfigurationError(f"{source}: {key}: {error}") from None
     options = _options(annotation)
     for option in options:
-        found, fitted = _fit_one(option, value, key, source)
-        if found:
+        fits, fitted = _fit_one(option, value, key, source)
+        if fits:
             return fitted
     raise ConfigurationError(f"{source}: {key} should be {' or '.join(map(_wanted, options))}, not {value!r}.")
 
@@ -108,7 +108,7 @@ def _options(annotation: Any) -> tuple[Any, ...]:
 
 
 def _fit_one(option: Any, value: Any, key: str, source: str) -> tuple[bool, Any]:
-    """Whether `value` fits one alternative, and as what."""
+    """Whether `value` fits one alternative of a type, and the converted value."""
     kind, arguments = typing.get_origin(option) or option, typing.get_args(option)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if option is Any:

@@ -1,4 +1,4 @@
-"""Report pages that need nothing else: one HTML file, legible on a phone, on a wide screen and in print."""
+"""Report pages, each one self-contained HTML file, legible on a phone, on a wide screen and in print."""
 
 from __future__ import annotations
 

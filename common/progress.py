@@ -1,4 +1,4 @@
-"""How far a command is: one report for whoever does the work, one kind of bar for whoever watches."""
+"""Progress of a command: its functions report `Done`, and `bars` draws the reports on stderr."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY = 256
 
 @dataclass(frozen=True)
 class Done:
-    """What is done of a step, and what there is in all where that is known; `note` stands beside the bar."""
+    """Units done of a step, units in all (None where unknown), and a note beside the bar."""
 
     step: str
     done: int
@@ -27,11 +27,11 @@ Progress = Callable[[Done], None]
 
 
 def quiet(done: Done) -> None:
-    """Report to nobody."""
+    """The `Progress` that discards every report."""
 
 
 def reported(items: Iterable[Item], step: str, total: int | None, progress: Progress) -> Iterator[Item]:
-    """The items, with a report of every few hundred and of the last."""
+    """Yield the items, and report progress every `EVERY` items and at the end."""
     done = 0
     for done, item in enumerate(items):
         if done % EVERY == 0:

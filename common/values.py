@@ -24,7 +24,7 @@ def parse_size(text: str) -> int:
 
 
 def checked_size(value: Any) -> Any:
-    """The value as it is, where it is None or a size.
+    """The value unchanged, if it is None or a size.
 
     Raises:
         ConfigurationError: it is neither.
@@ -62,6 +62,6 @@ def parse_value(text: str) -> Any:
 
 
 def one_line(error: BaseException | str, most: int = 200) -> str:
-    """What an exception says, on one line of at most so many characters; its type where it says nothing."""
+    """An exception's message on one line of at most `most` characters; its type's name where the message is empty."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -41,7 +41,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Quantization:
-    """What became of each expert in an MXFP4 export; noted in a file, so that a continued run knows it all."""
+    """Quantization error of each expert in an MXFP4 export, stored so that a continued run has all of them."""
 
     def __init__(self) -> None:
         # (tensor name, expert): None where the original bytes were kept, else the squared norms of error and values
@@ -57,16 +57,16 @@ class Quantization:
 
     def relative_errors(self) -> dict[str, float]:
         """Root mean square error over root mean square value of what was quantized, by tensor name."""
-        found: dict[str, float] = {}
+        errors: dict[str, float] = {}
         for name, experts in sorted(self._norms.items()):
             quantized = [norms for norms in experts.values() if norms is not None]
             error, value = (sum(norms[i] for norms in quantized) for i in (0, 1))
             if quantized:
-                found[name] = math.sqrt(error / value) if value else 0.0
-        return found
+                errors[name] = math.sqrt(error / value) if value else 0.0
+        return errors
 
     def load(self, file: Path) -> None:
-        """Take up what an interrupted run has noted."""
+        """Read the errors that an interrupted run stored."""
         if file.is_file():
             self._norms = json.loads(file.read_text())
 
@@ -155,7 +155,7 @@ class Source:
         return SafetensorsReader(file) if file.is_file() else None
 
     def identity(self) -> dict[str, Any]:
-        """What tells this source from another."""
+        """Hashes, sizes and times of the source's files, for the fingerprint of the export."""
         files = [self.like / SCALES_FILE, *(self.tokenizer / name for name in TOKENIZER_FILES)]
         assert self.config_file is not None
         return checkpoint_identity(self.nemo) | source_files([self.config_file, *files])
@@ -164,10 +164,10 @@ class Source:
         for entry in TABLE:
             expected = (*entry.leading(self.config), *entry.shape(self.config))
             if self.weights.shape(entry.nemo) != expected:
-                found = self.weights.shape(entry.nemo)
-                raise CheckpointError(f"{entry.nemo} has shape {found}, {self.config_file} says {expected}.")
-        known = {entry.nemo for entry in TABLE}
-        unknown = [key for key in self.weights.tensors if key not in known and "_extra_state" not in key]
+                stored = self.weights.shape(entry.nemo)
+                raise CheckpointError(f"{entry.nemo} has shape {stored}, {self.config_file} says {expected}.")
+        names = {entry.nemo for entry in TABLE}
+        unknown = [key for key in self.weights.tensors if key not in names and "_extra_state" not in key]
         if unknown:
             raise CheckpointError(f"{self.weights.folder} holds tensors that gpt-oss has not, such as {unknown[0]}.")
 
@@ -186,7 +186,7 @@ class _Export:
         return [self._group(entry, layer) for entry, layer in layers_of(self.config)]
 
     def plain_dtype(self, entry: Entry) -> torch.dtype:
-        """Of a tensor that is not MXFP4: as asked for; else the checkpoint's own, bf16 beside MXFP4."""
+        """Dtype of a tensor that is not MXFP4: bf16 in an MXFP4 export, else as requested, else the checkpoint's."""
         if self.mxfp4:
             return torch.bfloat16
         return self.dtype or self.source.weights.dtype(entry.nemo)
@@ -248,7 +248,7 @@ class _Export:
 
 
 def _exact(value: torch.Tensor, scales: np.ndarray, order: np.ndarray) -> np.ndarray | None:
-    """The blocks, in this order of rows, of values that these scales still can express; None where they cannot."""
+    """MXFP4 blocks of `value` under the original scales, rows in this order; None if the scales cannot express it."""
     bf16 = value.bfloat16()
     if value.dtype != torch.bfloat16 and not torch.equal(bf16.to(value.dtype), value):
         return None

@@ -44,12 +44,12 @@ class HfReader:
 
     @cached_property
     def openai(self) -> bool:
-        """Whether this is OpenAI's own layout; told by the tensor names."""
+        """Whether this is OpenAI's own layout, by the tensor names."""
         return openai_layout.MARK in self.files.file_of
 
     @cached_property
     def mxfp4(self) -> bool:
-        """Whether the experts are stored as MXFP4 blocks and scales; told by the tensor names."""
+        """Whether the experts are stored as MXFP4 blocks and scales, by the tensor names."""
         return any(name.endswith((BLOCKS, ".blocks")) for name in self.files.file_of)
 
     @cached_property
@@ -144,20 +144,20 @@ class HfReader:
         return tensor[first:last]
 
     def _check(self) -> None:
-        known: set[str] = set()
+        names: set[str] = set()
         for entry, layer in layers_of(self.config):
             for name, shape in zip(entry.hf, entry.hf_shapes(self.config), strict=True):
                 for tensor, expected in self._expected(entry, name.format(layer=layer), shape):
                     stored, rows = self._at(tensor)
-                    found = self.files.shape(stored)
+                    actual = self.files.shape(stored)
                     if rows is not None:
                         expected = (self.config.qkv_size, *expected[1:])
-                    if found != expected:
+                    if actual != expected:
                         raise CheckpointError(
-                            f"{self.folder}: {stored} has shape {found}, config.json says {expected}."
+                            f"{self.folder}: {stored} has shape {actual}, config.json says {expected}."
                         )
-                    known.add(stored)
-        unknown = sorted(set(self.files.file_of) - known)
+                    names.add(stored)
+        unknown = sorted(set(self.files.file_of) - names)
         if unknown:
             raise CheckpointError(
                 f"{self.folder} holds {len(unknown)} tensors that this gpt-oss has not, such as {unknown[0]}."

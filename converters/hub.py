@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.artifacts import MANIFEST
 from common.errors import CheckpointError
+from common.values import one_line
 from converters.output_folder import GENERATION, LICENSES, TOKENIZER_FILES
 
 # The repositories of gpt-oss hold the weights three times (41 GB of the 20b); patterns without a slash would match
@@ -49,7 +50,7 @@ def _download(model: str) -> Path:
         raise CheckpointError(f"the connection broke {_CUTS} times while {model} came: the same command goes on.")
     except (HfHubHTTPError, LocalEntryNotFoundError, RequestException, OSError) as error:
         raise CheckpointError(
-            f"{model} is no folder here, and the Hub did not give it ({_reason(error)}): check the name, HF_TOKEN for "
+            f"{model} is no folder here, and the Hub did not give it ({one_line(error)}): check the name, HF_TOKEN for "
             "a private model, and the network; the download goes on where it stopped."
         ) from None
 
@@ -79,7 +80,7 @@ def create(name: str, *, public: bool = False) -> str:
     try:
         return str(HfApi().create_repo(name, private=not public, exist_ok=True))
     except (HfHubHTTPError, RequestException, OSError) as error:
-        raise CheckpointError(f"the Hub did not make {name} ({_reason(error)}): check HF_TOKEN.") from None
+        raise CheckpointError(f"the Hub did not make {name} ({one_line(error)}): check HF_TOKEN.") from None
 
 
 def upload(folder: Path, name: str) -> None:
@@ -96,9 +97,5 @@ def upload(folder: Path, name: str) -> None:
         HfApi().upload_folder(repo_id=name, folder_path=folder, ignore_patterns=[MANIFEST])
     except (HfHubHTTPError, RequestException, OSError) as error:
         raise CheckpointError(
-            f"{folder} could not be uploaded as {name} ({_reason(error)}): the same command tries again."
+            f"{folder} could not be uploaded as {name} ({one_line(error)}): the same command tries again."
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -73,7 +73,7 @@ def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = quiet) ->
 
 
 class _Hashes:
-    """SHA-256 of files, computed in the background while they are converted anyway."""
+    """SHA-256 of files, computed in the background while the files are converted."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
@@ -103,14 +103,14 @@ class _Hashes:
 def _pieces(reader: HfReader, entry: Entry, layer: int) -> list[Piece]:
     leading, shape = entry.leading(reader.config), entry.shape(reader.config)
     dtype = reader.dtype(entry, layer)
-    found = []
+    pieces = []
     for place in places(entry, reader.config, layer):
         first, last = place.rows or (0, shape[0])
         offset = (*place.leading, first, *(0 for _ in shape[1:]))
         size = (*(1 for _ in place.leading), last - first, *shape[1:])
         produce = partial(reader.read, entry, place)
-        found.append(Piece(PREFIX + entry.nemo, (*leading, *shape), offset, size, dtype, produce))
-    return found
+        pieces.append(Piece(PREFIX + entry.nemo, (*leading, *shape), offset, size, dtype, produce))
+    return pieces
 
 
 def _scales(reader: HfReader) -> list[Group]:

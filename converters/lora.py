@@ -38,9 +38,9 @@ class Adapter:
         settings = peft_settings(checkpoint)
         layers = settings.get("expert_layers")
         adapter = cls(reader, float(settings["alpha"]), tuple(sorted(layers)) if layers else None)
-        known = {linear_of(entry) + end for entry in TABLE for end in (LINEAR_IN, LINEAR_OUT)}
-        known |= {entry.nemo for entry in TABLE if ".router." in entry.nemo}
-        unknown = sorted(key for key in set(reader.tensors) - known if "_extra_state" not in key)
+        names = {linear_of(entry) + end for entry in TABLE for end in (LINEAR_IN, LINEAR_OUT)}
+        names |= {entry.nemo for entry in TABLE if ".router." in entry.nemo}
+        unknown = sorted(key for key in set(reader.tensors) - names if "_extra_state" not in key)
         if unknown or not any(LINEAR_IN in key for key in reader.tensors):
             what = f"the unknown tensor {unknown[0]}" if unknown else "no LoRA weights"
             raise CheckpointError(f"{checkpoint} holds {what}: name an adapter checkpoint of this package's training.")
@@ -85,9 +85,9 @@ class Adapter:
             }
         for key, wanted in expected.items():
             if key in self.reader.tensors and self.reader.shape(key) != wanted:
-                found = self.reader.shape(key)
+                stored = self.reader.shape(key)
                 raise CheckpointError(
-                    f"{checkpoint}: {key} has shape {found}, the model has {wanted}: name the adapter's own base."
+                    f"{checkpoint}: {key} has shape {stored}, the model has {wanted}: name the adapter's own base."
                 )
 
 
@@ -113,12 +113,12 @@ def peft_settings(checkpoint: Path) -> dict[str, Any]:
     """
     file = checkpoint / "context" / "model.yaml"
     try:
-        found = _find_lora(yaml.safe_load(file.read_text(encoding="utf-8")))
+        settings = _find_lora(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError):
         raise CheckpointError(f"{file} is missing or damaged: name a checkpoint of a LoRA training.") from None
-    if found is None or "alpha" not in found:
+    if settings is None or "alpha" not in settings:
         raise CheckpointError(f"{file} records no LoRA: name an adapter checkpoint, or export the model without one.")
-    return found
+    return settings
 
 
 def _find_lora(node: Any) -> dict[str, Any] | None:
@@ -127,5 +127,5 @@ def _find_lora(node: Any) -> dict[str, Any] | None:
             return node
         node = list(node.values())
     if isinstance(node, list):
-        return next((found for item in node if (found := _find_lora(item)) is not None), None)
+        return next((settings for item in node if (settings := _find_lora(item)) is not None), None)
     return None

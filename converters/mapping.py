@@ -20,7 +20,7 @@ ToHf = Callable[[torch.Tensor, GptOssConfig], list[torch.Tensor]]
 
 
 def keep(parts: Sequence[torch.Tensor], config: GptOssConfig) -> torch.Tensor:
-    """The one part, as it is."""
+    """The only part, unchanged."""
     (part,) = parts
     return part
 
@@ -102,7 +102,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Place:
-    """What a converter handles at once: one layer's tensor, one expert's, or some rows of one that has no layers.
+    """The unit of a conversion: one layer's tensor, one expert's, or some rows of a tensor without layers.
 
     Attributes:
         leading: indices of the stacked axes: (), (layer,) or (layer, expert).

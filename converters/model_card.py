@@ -1,4 +1,4 @@
-"""The model card of an exported model: what it was made from, so that nobody has to guess."""
+"""The model card of an exported model: its sources with hashes, the versions, the quantization error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def card_text(nemo: Path, like: Path, storage: str, details: dict[str, Any], usa
         nemo: checkpoint of the weights.
         like: our import of the base, whose manifest names the base's files.
         storage: how the weights are stored, such as "mxfp4".
-        details: what the export found.
+        details: of the export's manifest.
         usage: Markdown on how to use the model, for the end of the card.
     """
     origin = artifacts.read_manifest(like)
@@ -44,13 +44,13 @@ def card_text(nemo: Path, like: Path, storage: str, details: dict[str, Any], usa
 
 
 def _versions() -> str:
-    found = [f"Python {platform.python_version()}"]
+    versions = [f"Python {platform.python_version()}"]
     for package in _PACKAGES:
         try:
-            found.append(f"{package} {version(package)}")
+            versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    return ", ".join(found)
+    return ", ".join(versions)
 
 
 def _quantization(details: dict[str, Any]) -> list[str]:

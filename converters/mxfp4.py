@@ -102,7 +102,7 @@ def _pairs() -> np.ndarray:
 
 
 def _ordered(order: np.ndarray | None, rows: int, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The order of rows, and the leading axes of what comes out."""
+    """The rows to decode in their order, and the leading axes of the result."""
     return (np.arange(rows), shape) if order is None else (order, order.shape)
 
 
@@ -131,7 +131,7 @@ def _requantize(
 
 @numba.njit(inline="always")
 def _requantize_block(values: np.ndarray, scale: int, codes: np.ndarray, out: np.ndarray) -> bool:
-    """Encode 32 values by calculation; whether that is exact, which it is not for subnormals and infinities."""
+    """Encode 32 values by calculation; returns whether that is exact, which subnormals and infinities are not."""
     # bf16 bits of 0.5 at this scale: the larger ones stand in steps of 64 above it, where 1 is the second
     half = np.int32(np.int32(scale) * 128 - 128)
     wrong = np.int32(scale < 2)  # the small ones are subnormal there, in other steps

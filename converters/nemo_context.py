@@ -26,7 +26,7 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Call:
-    """An object as the arguments that build it."""
+    """An object as the class or function that builds it and the arguments."""
 
     symbol: Symbol
     arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What stands where in the folder of a NeMo checkpoint."""
+"""Names of files and folders in a NeMo checkpoint, and what is read from them."""
 
 from __future__ import annotations
 
@@ -27,20 +27,29 @@ def is_nemo(folder: Path) -> bool:
     return (folder / WEIGHTS).is_dir()
 
 
-def config_of(import_: Path, remedy: str) -> GptOssConfig:
-    """The shapes of an imported model; `remedy` ends the sentence where there is no config.json.
+def config_file_of(import_: Path, remedy: str) -> Path:
+    """The config.json of an imported model; `remedy` ends the sentence where there is none.
 
     Raises:
-        CheckpointError: the folder holds none. ConfigurationError: it describes no gpt-oss.
+        CheckpointError: the folder holds none.
     """
     file = import_ / "context" / CONFIG
     if not file.is_file():
         raise CheckpointError(f"{import_} holds no context/{CONFIG}: {remedy}.")
-    return GptOssConfig.from_file(file)
+    return file
+
+
+def config_of(import_: Path, remedy: str) -> GptOssConfig:
+    """The shapes of an imported model, from its config.json.
+
+    Raises:
+        CheckpointError: the folder holds none. ConfigurationError: it describes no gpt-oss.
+    """
+    return GptOssConfig.from_file(config_file_of(import_, remedy))
 
 
 def checkpoint_identity(nemo: Path) -> dict[str, Any]:
-    """What tells a NeMo checkpoint from another."""
+    """Hashes, sizes and times of a NeMo checkpoint's files, for fingerprints."""
     files = sorted((nemo / WEIGHTS).iterdir())
     return {f"{nemo}/{name}": value for name, value in source_files([*files, nemo / "context" / "io.json"]).items()}
 

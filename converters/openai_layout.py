@@ -52,7 +52,7 @@ def stored_at(name: str, config: GptOssConfig) -> tuple[str, tuple[int, int] | N
 
 
 def to_hf_config(raw: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's config.json in Hugging Face's fields; what it does not say is as published.
+    """OpenAI's config.json in Hugging Face's fields; fields that it lacks are the published ones.
 
     Raises:
         KeyError: a field is missing.

@@ -1,4 +1,4 @@
-"""The folder that a conversion writes: room for it, what an interrupted run left, files beside the weights."""
+"""The output folder of a conversion: its disk space, its continuation after a kill, files beside the weights."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LICENSES = ("LICENSE", "USAGE_POLICY")
 
 
 def is_done(path: Path, inputs: Mapping[str, Any]) -> bool:
-    """Whether `path` is whole and was made from `inputs`; one that was killed while it got its name gets it now."""
-    wanted = artifacts.fingerprint(inputs)
+    """Whether `path` is whole and was made from `inputs`; a rename that a kill prevented is done now."""
+    fingerprint = artifacts.fingerprint(inputs)
     partial = artifacts.partial_of(path)
-    if artifacts.is_current(partial, wanted):
+    if artifacts.is_current(partial, fingerprint):
         _remove_notes(partial)
         artifacts.publish(partial, path)
-    return artifacts.is_current(path, wanted)
+    return artifacts.is_current(path, fingerprint)
 
 
 @contextmanager
@@ -49,8 +49,8 @@ def resumable_folder(
     """
     partial = artifacts.partial_of(path)
     mark = partial / f"inputs{FINISHED}"
-    wanted = artifacts.fingerprint(inputs)
-    if partial.exists() and not (mark.is_file() and mark.read_text() == wanted):
+    fingerprint = artifacts.fingerprint(inputs)
+    if partial.exists() and not (mark.is_file() and mark.read_text() == fingerprint):
         shutil.rmtree(partial)
     _ensure_room(path, size - _written(partial))
     details: dict[str, Any] = {}
@@ -58,7 +58,7 @@ def resumable_folder(
         with artifacts.new_folder(path, resume=True) as folder:
             for file in list(folder.rglob("*.tmp")):  # what a kill left half-written
                 file.unlink()
-            artifacts.write_text(mark, wanted)
+            artifacts.write_text(mark, fingerprint)
             yield folder, details
             artifacts.write_manifest(folder, kind, inputs, details)
             _remove_notes(folder)
@@ -88,7 +88,7 @@ def _written(partial: Path) -> int:
 
 
 def source_files(files: list[Path]) -> dict[str, dict[str, Any]]:
-    """What tells one source from another: the hash of small files, size and time of large ones.
+    """Identity of source files by name: the hash of a small file, size and time of a large one.
 
     Large ones are hashed while they are converted, so that a finished conversion is recognized at once.
     """
@@ -103,7 +103,7 @@ def _identity(file: Path) -> dict[str, Any]:
 
 
 def copy_files(names: tuple[str, ...], source: Path, target: Path) -> None:
-    """Copy those of the named files that are there."""
+    """Copy those of the named files that exist."""
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         if (source / name).is_file():

@@ -107,14 +107,14 @@ class _PeftExport:
         }
 
     def groups(self) -> list[Group]:
-        found = []
+        groups = []
         for entry, layer in layers_of(self.config):
             if entry in self.routers:
-                found.append(self._router_group(entry, layer))
+                groups.append(self._router_group(entry, layer))
             elif entry in self.targets and (not entry.per_expert or layer in self._expert_layers()):
                 group = self._expert_group if entry.per_expert else self._attention_group
-                found.append(group(entry, layer))
-        return found
+                groups.append(group(entry, layer))
+        return groups
 
     def _expert_layers(self) -> tuple[int, ...]:
         return self.adapter.expert_layers or tuple(range(self.config.num_layers))
@@ -286,8 +286,8 @@ class _PeftReader:
         return self.files.slice(name)[:]
 
     def _layers(self, entry: Entry, config: GptOssConfig) -> list[int]:
-        found = range(config.num_layers)
-        return [layer for layer in found if f"{self._names(entry, layer)[0]}.lora_A.weight" in self.names]
+        layers = range(config.num_layers)
+        return [layer for layer in layers if f"{self._names(entry, layer)[0]}.lora_A.weight" in self.names]
 
     def _names(self, entry: Entry, layer: int) -> list[str]:
         if entry.per_expert:

@@ -20,7 +20,7 @@ from converters.storage.pool import run_all
 
 @dataclass
 class Report:
-    """What a comparison found.
+    """Result of a comparison.
 
     Attributes:
         equal: number of Megatron tensors, a layer's counted as one, with the same dtype and the same bits.

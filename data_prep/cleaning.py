@@ -118,6 +118,6 @@ class Cleaner:
         return cleaned
 
 
-def one_line(text: str) -> str:
-    """A label, a language or an id: always without line breaks, control characters and outer blanks."""
+def cleaned_name(text: str) -> str:
+    """A label, a language or an id, without line breaks, control characters and outer blanks."""
     return _BLANKS.sub(" ", _CONTROL.sub("", unicodedata.normalize("NFC", text)).replace("\n", " ")).strip()

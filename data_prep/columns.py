@@ -40,7 +40,7 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """Those that there are, each once."""
+        """The names that are set, without repeats."""
         wanted = (self.label, self.subject, self.body, self.language, self.id, self.messages)
         return list(dict.fromkeys(name for name in wanted if name is not None))
 
@@ -80,10 +80,10 @@ def find_text(
         DataError: a named column, or both, are missing.
     """
     by_name = _by_spelling(names)
-    found = _find(by_name, source, names, subject, SUBJECTS, "subject")
-    text = _find(by_name, source, names, body, BODIES, "body")
-    _ensure_text(found, text, source, names)
-    return found, text
+    subject_column = _find(by_name, source, names, subject, SUBJECTS, "subject")
+    body_column = _find(by_name, source, names, body, BODIES, "body")
+    _ensure_text(subject_column, body_column, source, names)
+    return subject_column, body_column
 
 
 def _find(

@@ -1,4 +1,4 @@
-"""Groups of tickets that say the same, exactly or nearly: no group may stand on both sides of a split.
+"""Groups of exact and near duplicates among tickets: no group may stand on both sides of a split.
 
 Near duplicates are found by MinHash over three-word shingles with banding (Broder 1997; Leskovec, Rajaraman and Ullman,
 Mining of Massive Datasets, section 3.4), and every pair that banding proposes is checked on the shingles themselves.
@@ -46,10 +46,10 @@ def near_duplicates(
 
 def _shingles(words: str) -> np.ndarray:
     """Hashes of every three words in a row, uint32, sorted, each once; of a shorter text, of all its words."""
-    found = words.split(" ")
-    if len(found) <= SHINGLE:
+    tokens = words.split(" ")
+    if len(tokens) <= SHINGLE:
         return np.array([crc32(words.encode())], np.uint32)
-    hashes = np.array([crc32(word.encode()) for word in found], np.uint64)
+    hashes = np.array([crc32(word.encode()) for word in tokens], np.uint64)
     mixed = hashes[:-2] * np.uint64(0x9E3779B97F4A7C15) + hashes[1:-1] * np.uint64(0xC2B2AE3D27D4EB4F) + hashes[2:]
     return np.unique((mixed ^ (mixed >> np.uint64(29))).astype(np.uint32))
 
@@ -63,11 +63,11 @@ def _sketch(count: int, text: Callable[[int], str], progress: Progress) -> tuple
     ends = np.zeros(count + 1, np.int64)
     row = array("I")
     for index in reported(range(count), "comparing tickets", count, progress):
-        found = _shingles(text(index))
+        shingles = _shingles(text(index))
         sketch.clear()
-        sketch.update_batch(found.tolist())
+        sketch.update_batch(shingles.tolist())
         signatures[index] = sketch.hashvalues
-        row.frombytes(found.tobytes())
+        row.frombytes(shingles.tobytes())
         ends[index + 1] = len(row)
     return signatures, np.frombuffer(row, np.uint32), ends
 
@@ -113,7 +113,7 @@ def _join_pairs(
     ends: np.ndarray,
     threshold: float,
 ) -> None:
-    """Join what is alike at this distance: `floor` of the signature's numbers agree, and the shingles overlap."""
+    """Join pairs at this distance: `floor` of the signatures' numbers agree, and enough shingles are common."""
     for place in range(len(order) - distance):
         a, b = order[place], order[place + distance]
         if buckets[place] != buckets[place + distance] or _root(parents, a) == _root(parents, b):
@@ -148,7 +148,7 @@ def _root(parents: np.ndarray, index: int) -> int:
 
 
 def _buckets(band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tickets sorted by what their signatures are in a band, and that as one number."""
+    """Tickets sorted by the hash of their signatures in a band, and those hashes, sorted."""
     mixed = np.zeros(len(band), np.uint64)
     for column in band.T:
         mixed = (mixed ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
@@ -158,7 +158,7 @@ def _buckets(band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unfinished(roots: np.ndarray, buckets: np.ndarray, distance: int) -> np.ndarray:
-    """Where buckets stand that have pairs at this distance and are not all one group."""
+    """Mask of the tickets whose bucket has pairs at this distance and is not one group yet."""
     if not len(buckets):
         return np.zeros(0, bool)
     starts = np.flatnonzero(np.concatenate(([True], buckets[1:] != buckets[:-1])))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
+from common.values import one_line
 
 CHAT_TEMPLATE = (Path(__file__).parent / "harmony_chat_template.jinja").read_text(encoding="utf-8")
 START, END, MESSAGE, CHANNEL, RETURN = "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"
@@ -79,7 +80,7 @@ def chat_turn(render: Render, messages: Sequence[Message]) -> tuple[str, str]:
 
 
 def renderer(tokenizer: Any | None = None) -> Render:
-    """Renders with a tokenizer's own chat template, or with ours, with the date pinned."""
+    """A function that renders messages with a tokenizer's own chat template, or with ours, the date pinned."""
     arguments = {"strftime_now": lambda _: DATE, "reasoning_effort": REASONING_EFFORT}
     if tokenizer is not None:
         return lambda messages, opened: str(
@@ -101,8 +102,7 @@ def load_tokenizer(folder: str) -> Any:
     try:
         loaded = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0][:150] if str(error) else type(error).__name__
-        raise DataError(f"{folder} has no tokenizer that can be loaded ({reason}): name another.") from None
+        raise DataError(f"{folder} has no tokenizer that can be loaded ({one_line(error)}): name another.") from None
     if not loaded.chat_template:
         raise DataError(f"the tokenizer of {folder} has no chat template: name another, or use format=completion.")
     return loaded

@@ -20,7 +20,7 @@ import numpy as np
 
 from common.errors import DataError
 from common.progress import Progress, quiet, reported
-from data_prep.cleaning import EMPTY_ROWS, LABEL_SPELLING, LANGUAGE_CODES, Cleaner, one_line
+from data_prep.cleaning import EMPTY_ROWS, LABEL_SPELLING, LANGUAGE_CODES, Cleaner, cleaned_name
 from data_prep.columns import Columns, find_columns
 from data_prep.options import PrepareOptions
 from data_prep.sources import Damaged, Row, Source
@@ -168,7 +168,7 @@ def _ticket(
 ) -> tuple[Ticket, int, str, str] | None:
     raw_subject, raw_body = (row[name] if name else "" for name in (columns.subject, columns.body))
     subject, body = intake.cleaner.clean(raw_subject, raw_body)
-    label = one_line(row[columns.label]) if columns.label else ""
+    label = cleaned_name(row[columns.label]) if columns.label else ""
     if not (subject or body or keep_empty) or not label:
         intake.dropped["without text" if label else "without label"] += 1
         return None
@@ -179,7 +179,7 @@ def _ticket(
     key = hash64(words.encode())
     if raw.strip() != text and len(raw) < EXAMPLE_LENGTH:
         intake.examples = sorted({*intake.examples, (key, raw, text)})[:KEPT_EXAMPLES]  # whatever the rows' order
-    identity = one_line(row[columns.id]) if columns.id else ""
+    identity = cleaned_name(row[columns.id]) if columns.id else ""
     language = row[columns.language] if columns.language else ""
     return Ticket(identity or f"{key:016x}", text, [], words), key, label, language
 
@@ -193,7 +193,7 @@ def _chat(row: dict[str, str], columns: Columns, intake: Intake) -> tuple[Ticket
     text = "\n".join(message["content"] for message in messages if message["role"] == "user")
     words = normalized("\n".join(message["content"] for message in messages))
     key = hash64(words.encode())
-    identity = one_line(row[columns.id]) if columns.id else ""
+    identity = cleaned_name(row[columns.id]) if columns.id else ""
     language = row[columns.language] if columns.language else ""
     return Ticket(identity or f"{key:016x}", text, messages, words), key, "", language
 
@@ -265,5 +265,5 @@ def _spelling(label: str) -> str:
 
 
 def _language(language: str) -> str:
-    """`de`, whether an export writes DE, de-DE or de_AT."""
-    return re.split(r"[-_]", one_line(language).casefold(), maxsplit=1)[0].strip()
+    """The language code behind an export's spelling: `de` for DE, de-DE and de_AT."""
+    return re.split(r"[-_]", cleaned_name(language).casefold(), maxsplit=1)[0].strip()

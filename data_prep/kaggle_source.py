@@ -12,6 +12,7 @@ from typing import Any
 
 from common import artifacts
 from common.errors import DataError
+from common.values import one_line
 
 DATASET = "tobiasbueck/multilingual-customer-support-tickets"
 NAME = DATASET.partition("/")[2]
@@ -34,25 +35,25 @@ def fetch(file: str | None = None) -> Path:
     Raises:
         DataError: no or wrong credentials, no connection, a damaged archive, or no such file in it.
     """
-    folder, wanted = cache_folder(), file or DEFAULT_FILE
+    folder, name = cache_folder(), file or DEFAULT_FILE
     files = folder / "files"
-    if not _is_whole(files, wanted):
+    if not _is_whole(files, name):
         folder.mkdir(parents=True, exist_ok=True)
         archive = folder / f"{NAME}.zip"
         _download(archive)
         _unpack(archive, files)
-    known = _hashes(files)
-    if wanted not in known:
-        raise DataError(f"the Kaggle dataset has no file {wanted!r}: choose one of {', '.join(sorted(known))}.")
-    return files / wanted
+    hashes = _hashes(files)
+    if name not in hashes:
+        raise DataError(f"the Kaggle dataset has no file {name!r}: choose one of {', '.join(sorted(hashes))}.")
+    return files / name
 
 
-def _is_whole(files: Path, wanted: str) -> bool:
-    """Whether the archive was unpacked here and `wanted` is as it was then, or was not in it."""
-    known = _hashes(files)
-    if wanted not in known:
-        return bool(known)
-    return (files / wanted).is_file() and artifacts.hash_file(files / wanted) == known[wanted]
+def _is_whole(files: Path, name: str) -> bool:
+    """Whether the archive was unpacked here and `name` is as it was then, or was not in it."""
+    hashes = _hashes(files)
+    if name not in hashes:
+        return bool(hashes)
+    return (files / name).is_file() and artifacts.hash_file(files / name) == hashes[name]
 
 
 def _hashes(files: Path) -> dict[str, str]:
@@ -83,7 +84,7 @@ def _download(archive: Path) -> None:
 
 
 class _CutOffError(Exception):
-    """A download that ended before its end."""
+    """A download that broke off before its last byte."""
 
 
 def _authenticated() -> Any:
@@ -94,19 +95,19 @@ def _authenticated() -> Any:
     """
     import requests
 
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             api = _client()
             api.authenticate()
     except requests.HTTPError as error:
         raise _refusal(error) from None
     except requests.RequestException as error:
-        raise DataError(f"Kaggle cannot be reached ({_brief(error)}): run the same command to go on.") from None
+        raise DataError(f"Kaggle cannot be reached ({one_line(error)}): run the same command to go on.") from None
     except (SystemExit, OSError, ValueError):
-        known = os.environ.get("KAGGLE_API_TOKEN")
-        wanted = "does not know the token of KAGGLE_API_TOKEN" if known else "needs credentials"
-        raise DataError(f"Kaggle {wanted}: {CREDENTIALS}.") from None
+        token = os.environ.get("KAGGLE_API_TOKEN")
+        problem = "does not know the token of KAGGLE_API_TOKEN" if token else "needs credentials"
+        raise DataError(f"Kaggle {problem}: {CREDENTIALS}.") from None
     return api
 
 
@@ -120,7 +121,7 @@ def _fetch_archive(api: Any, archive: Path) -> None:
     except requests.HTTPError as error:
         raise _refusal(error) from None
     except (requests.RequestException, OSError, ValueError) as error:  # ValueError: fewer bytes came than announced
-        raise _CutOffError(f"the download from Kaggle broke off ({_brief(error)})") from None
+        raise _CutOffError(f"the download from Kaggle broke off ({one_line(error)})") from None
 
 
 def _refusal(error: Any) -> DataError:
@@ -128,10 +129,6 @@ def _refusal(error: Any) -> DataError:
     if status in (401, 403):
         return DataError(f"Kaggle refuses the credentials ({status}): {CREDENTIALS}.")
     return DataError(f"Kaggle answers {status} for {DATASET}: try again later.")
-
-
-def _brief(error: Exception) -> str:
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
 
 
 def _size(file: Path) -> int:

@@ -1,4 +1,4 @@
-"""What can be chosen when tickets are prepared."""
+"""Options of the preparation of tickets."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def write_packed(rows: Path, out: Path, tokenizer: Any, size: int, progress: Pro
 
 def write_metadata(file: Path, packings: Sequence[Packing]) -> None:
     """What NeMo's `packed_metadata_path` holds; training first."""
-    known = [
+    metadata = [
         {
             "max_samples_per_bin": p.rows_in_fullest,
             "dataset_max_seqlen": p.longest_row,
@@ -106,9 +106,9 @@ def write_metadata(file: Path, packings: Sequence[Packing]) -> None:
         }
         for p in packings
     ]
-    file.write_text(json.dumps(known) + "\n", encoding="ascii")
+    file.write_text(json.dumps(metadata) + "\n", encoding="ascii")
 
 
 def as_report(packings: dict[str, Packing]) -> dict[str, dict[str, Any]]:
-    """The packings as JSON can carry them."""
+    """The packings as plain values, for JSON."""
     return {split: asdict(packing) for split, packing in packings.items()}

@@ -77,13 +77,13 @@ def _paths(source: str, options: PrepareOptions) -> list[str | Path]:
     path = Path(source)
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
     if options.file is not None:
-        found = [file for file in found if file.name == options.file]
-    if not found:
-        wanted = options.file or f"file of the kinds {', '.join(SUFFIXES)}"
-        raise DataError(f"the folder {path} holds no {wanted}: name another.")
-    return list(found)
+        files = [file for file in files if file.name == options.file]
+    if not files:
+        what = options.file or f"file of the kinds {', '.join(SUFFIXES)}"
+        raise DataError(f"the folder {path} holds no {what}: name another.")
+    return list(files)
 
 
 def _open(path: str | Path) -> Source:
@@ -95,15 +95,15 @@ def _open(path: str | Path) -> Source:
 
 
 def _inputs(paths: Sequence[str | Path], options: PrepareOptions) -> dict[str, Any]:
-    """Everything that decides the output."""
-    known = []
+    """Everything that decides the output, for its fingerprint."""
+    sources = []
     for path in paths:
         file = Path(path)
-        known.append({"name": file.name, "sha256": artifacts.hash_file(file)} if file.is_file() else str(path))
+        sources.append({"name": file.name, "sha256": artifacts.hash_file(file)} if file.is_file() else str(path))
     frozen = Path(options.frozen) / splitting.SPLITS_FILE if options.frozen else None
     return {
         "format": FORMAT,
-        "sources": known,
+        "sources": sources,
         "options": asdict(options),
         "frozen": artifacts.hash_file(frozen) if frozen and frozen.is_file() else None,
     }

@@ -1,4 +1,4 @@
-"""What became of every row, as data: report.json, and what the page and the console show."""
+"""The report of a preparation as data: an account of every row, for report.json, the page and the console."""
 
 from __future__ import annotations
 

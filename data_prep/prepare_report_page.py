@@ -1,4 +1,4 @@
-"""report.html: the report as one page that needs nothing else."""
+"""report.html: the report as one self-contained page."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Routing:
-    """How tickets are put to the model, as labels.json has it.
+    """The prompt around a ticket and the answers of the labels, from labels.json.
 
     Attributes:
         completions: each label's answer as training renders it, up to and with `end`.
@@ -43,7 +43,7 @@ class Routing:
 
     @property
     def around(self) -> tuple[str, str]:
-        """`before` and `after`.
+        """The prompt: `before` and `after`.
 
         Raises:
             DataError: they are not known.
@@ -61,7 +61,7 @@ class Routing:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The splits, and how their tickets are put to the model."""
+    """The splits of a prepared folder, and the prompt and answers of their tickets."""
 
     routing: Routing
     training: list[Ticket]

@@ -1,4 +1,4 @@
-"""Tickets → the rows that NeMo's fine-tuning dataset reads, no longer than wanted."""
+"""Tickets → the rows that NeMo's fine-tuning dataset reads, cut to the allowed number of tokens."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def sample_texts() -> list[str]:
 
 
 def _again(row: dict[str, str], draw: random.Random) -> dict[str, str]:
-    """A ticket that was sent twice, or a second time with a word more."""
+    """A second copy of a ticket, unchanged or with a word added."""
     return row | {"body": f"{row['body']} (#{draw.randint(2, 99)})"} if draw.random() < ALTERED else dict(row)
 
 
@@ -70,10 +70,10 @@ def _ticket(draw: random.Random) -> dict[str, str]:
     texts = _sentences()[language]
     subjects, problems = texts["queues"][queue]
     subject = _fill(draw.choice(subjects), draw)
-    told = draw.sample(problems, draw.choice((2, 2, 3)))
+    sentences = draw.sample(problems, draw.choice((2, 2, 3)))
     if draw.random() < CONTEXT:
-        told.insert(draw.randint(0, len(told)), draw.choice(texts["context"]))
-    middle = " ".join(_fill(sentence, draw) for sentence in told)
+        sentences.insert(draw.randint(0, len(sentences)), draw.choice(texts["context"]))
+    middle = " ".join(_fill(sentence, draw) for sentence in sentences)
     body = "\n\n".join((draw.choice(texts["greet"]), middle, draw.choice(texts["close"])))
     if draw.random() < LITERAL_BREAKS:
         body = body.replace("\n", "\\n")

@@ -37,33 +37,33 @@ class Selection:
 
     def in_order(self, split: int, options: PrepareOptions) -> list[int]:
         """The tickets of a split in an order that only their content and the seed decide; `balance` is applied."""
-        found = np.flatnonzero(self.places == split).tolist()
+        tickets = np.flatnonzero(self.places == split).tolist()
         if split == TRAINING and options.balance == "oversample":
-            found = self._oversampled(found, options.seed)
+            tickets = self._oversampled(tickets, options.seed)
         copies = Counter[int]()
         ranked = []
-        for index in found:
+        for index in tickets:
             ranked.append((self._rank(index, options.seed, copies[index]), index))
             copies[index] += 1
         return [index for _, index in sorted(ranked)]
 
     def capped(self, options: PrepareOptions) -> np.ndarray:
-        """Training tickets over the mean count of the labels, those that come last in order."""
+        """Training tickets beyond the labels' mean count: of each label those that come last in order."""
         members = self._training_by_label(options.seed)
         cap = ceil(sum(map(len, members.values())) / len(members)) if members else 0
-        return np.array([index for found in members.values() for index in found[cap:]], np.int64)
+        return np.array([index for tickets in members.values() for index in tickets[cap:]], np.int64)
 
-    def _oversampled(self, found: list[int], seed: int) -> list[int]:
+    def _oversampled(self, training: list[int], seed: int) -> list[int]:
         members = self._training_by_label(seed)
         most = max(map(len, members.values()), default=0)
         more = [tickets[place % len(tickets)] for tickets in members.values() for place in range(len(tickets), most)]
-        return found + more
+        return training + more
 
     def _training_by_label(self, seed: int) -> dict[int, list[int]]:
         members: dict[int, list[int]] = defaultdict(list)
         for index in np.flatnonzero(self.places == TRAINING).tolist():
             members[int(self.labels[index])].append(index)
-        return {label: sorted(found, key=lambda i: (self._rank(i, seed), i)) for label, found in members.items()}
+        return {label: sorted(tickets, key=lambda i: (self._rank(i, seed), i)) for label, tickets in members.items()}
 
     def _rank(self, index: int, seed: int, copy: int = 0) -> int:
         return hash64(b"order %d:%d:%d" % (seed, self.grouped.keys[index], copy))

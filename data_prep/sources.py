@@ -48,8 +48,8 @@ class Source(Protocol):
         """Lines so far that were not UTF-8 and were read as Windows-1252."""
         ...
 
-    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
-        """The rows with their values of the columns `wanted`; a value that is missing is empty."""
+    def rows(self, names: Sequence[str]) -> Iterator[Row | Damaged]:
+        """The rows with their values of the columns `names`; a value that is missing is empty."""
         ...
 
 
@@ -122,8 +122,8 @@ class CsvSource:
     def recoded(self) -> int:
         return self._lines.recoded
 
-    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
-        positions = [self.columns.index(name) for name in wanted]
+    def rows(self, names: Sequence[str]) -> Iterator[Row | Damaged]:
+        positions = [self.columns.index(name) for name in names]
         # strict: a file cut off inside a quoted field, or with a stray quote, is an error and not a row
         reader = csv.reader(self._lines, delimiter=self._separator, strict=True)
         heading = True
@@ -134,7 +134,7 @@ class CsvSource:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Damaged(start, reader.line_num, str(error))
+                yield Damaged(start, reader.line_num, one_line(error))
                 continue
             if not values or (heading and not any(value.strip() for value in values)):
                 continue
@@ -167,8 +167,8 @@ class JsonlSource:
         self._lines = _Lines(self.path)
         self._parsed = self._objects()
         self._peeked = list(islice(self._parsed, PEEKED_ROWS))
-        found = (item for _, item in self._peeked if isinstance(item, dict))
-        self.columns = list(dict.fromkeys(chain.from_iterable(found)))
+        objects = (item for _, item in self._peeked if isinstance(item, dict))
+        self.columns = list(dict.fromkeys(chain.from_iterable(objects)))
         if not self.columns:
             raise DataError(f"{self.path} holds no JSON objects: write one a line.")
 
@@ -176,12 +176,12 @@ class JsonlSource:
     def recoded(self) -> int:
         return self._lines.recoded
 
-    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
+    def rows(self, names: Sequence[str]) -> Iterator[Row | Damaged]:
         for line, item in chain(self._peeked, self._parsed):
             if isinstance(item, Damaged):
                 yield item
             else:
-                yield Row(line, [_text(item.get(name)) for name in wanted])
+                yield Row(line, [_text(item.get(name)) for name in names])
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any] | Damaged]]:
         for number, line in enumerate(self._lines, 1):
@@ -190,7 +190,7 @@ class JsonlSource:
             try:
                 item = json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield number, Damaged(number, number, f"not JSON ({str(error)[:80]})")
+                yield number, Damaged(number, number, f"not JSON ({one_line(error, 80)})")
                 continue
             if isinstance(item, dict):
                 yield number, item
@@ -215,22 +215,22 @@ class ParquetSource:
         try:
             self._file = pq.ParquetFile(self.path)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.path} cannot be read as Parquet ({str(error)[:120]}): export it again.") from None
+            raise DataError(f"{self.path} cannot be read as Parquet ({one_line(error)}): export it again.") from None
         self.columns = list(self._file.schema_arrow.names)
 
-    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
+    def rows(self, names: Sequence[str]) -> Iterator[Row | Damaged]:
         import pyarrow as pa
 
         line = 0
         try:
-            for batch in self._file.iter_batches(batch_size=4096, columns=list(wanted)):
-                columns = [batch.column(name).to_pylist() for name in wanted]
+            for batch in self._file.iter_batches(batch_size=4096, columns=list(names)):
+                columns = [batch.column(name).to_pylist() for name in names]
                 for values in zip(*columns, strict=True):
                     line += 1
                     yield Row(line, [_text(value) for value in values])
         except (pa.ArrowException, OSError) as error:
             rows = self._file.metadata.num_rows
-            yield Damaged(line + 1, rows, f"{rows - line} rows cannot be read ({str(error)[:80]})")
+            yield Damaged(line + 1, rows, f"{rows - line} rows cannot be read ({one_line(error, 80)})")
 
 
 @dataclass
@@ -274,9 +274,9 @@ class Rows:
     columns: list[str]
     recoded: int = 0
 
-    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
+    def rows(self, names: Sequence[str]) -> Iterator[Row | Damaged]:
         for line, item in enumerate(self.items, 1):
-            yield Row(line, [item[name] for name in wanted])
+            yield Row(line, [item[name] for name in names])
 
 
 def _text(value: Any) -> str:

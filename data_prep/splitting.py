@@ -148,15 +148,15 @@ def _rounding(language: str) -> float:
 
 def _hold(grouped: Grouped, kept: np.ndarray, frozen: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """The splits that an earlier preparation decides (NOWHERE elsewhere), and which tickets are free of it."""
-    known = np.array([frozen.get(key, NOWHERE) for key in grouped.keys.tolist()], np.int8)
-    known[~kept] = NOWHERE
-    held = np.flatnonzero(known != NOWHERE)
-    lowest, highest = np.full(len(known), 127, np.int8), np.full(len(known), NOWHERE, np.int8)
-    np.minimum.at(lowest, grouped.groups[held], known[held])
-    np.maximum.at(highest, grouped.groups[held], known[held])
+    places = np.array([frozen.get(key, NOWHERE) for key in grouped.keys.tolist()], np.int8)
+    places[~kept] = NOWHERE
+    held = np.flatnonzero(places != NOWHERE)
+    lowest, highest = np.full(len(places), 127, np.int8), np.full(len(places), NOWHERE, np.int8)
+    np.minimum.at(lowest, grouped.groups[held], places[held])
+    np.maximum.at(highest, grouped.groups[held], places[held])
     lowest, highest = lowest[grouped.groups], highest[grouped.groups]
-    joining = kept & (known == NOWHERE) & (lowest == highest)
-    return np.where(joining, highest, known), kept & (highest == NOWHERE)
+    joining = kept & (places == NOWHERE) & (lowest == highest)
+    return np.where(joining, highest, places), kept & (highest == NOWHERE)
 
 
 def groups_apart(grouped: Grouped, places: np.ndarray) -> int:

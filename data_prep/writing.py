@@ -69,8 +69,8 @@ def _write_split(
     """Write one split; returns the tokens of its rows where they are counted."""
     lengths = []
     seen: set[int] = set()
-    found = selection.in_order(number, options)
-    for index in reported(found, f"writing {SPLITS[number]}", len(found), progress):
+    tickets = selection.in_order(number, options)
+    for index in reported(tickets, f"writing {SPLITS[number]}", len(tickets), progress):
         row = int(selection.grouped.rows[index])
         label = selection.names[selection.labels[index]]
         language = intake.language_names[intake.languages[row]]

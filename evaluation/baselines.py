@@ -1,4 +1,4 @@
-"""What routing costs next to nothing, on the same split; fitted on the training split only."""
+"""Cheap baselines on the same split: majority, TF-IDF, nearest neighbours; fitted on the training split only."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import CheckpointError
+from common.values import one_line
 from data_prep.prepared import Prepared, Ticket
 from evaluation.predictions import Predictions
 
@@ -52,13 +53,13 @@ def nearest(prepared: Prepared, tickets: Sequence[Ticket], model: Path) -> Predi
     from sklearn.neighbors import KNeighborsClassifier
 
     neighbours = min(NEIGHBOURS, len(prepared.training))
-    known, asked = _embed(model, [t.text for t in prepared.training]), _embed(model, [t.text for t in tickets])
+    training, asked = _embed(model, [t.text for t in prepared.training]), _embed(model, [t.text for t in tickets])
     classifier = KNeighborsClassifier(neighbours, metric="cosine", weights="distance")
-    return _fitted(classifier, prepared, known, asked)
+    return _fitted(classifier, prepared, training, asked)
 
 
-def _fitted(classifier: Any, prepared: Prepared, known: Any, asked: Any) -> Predictions:
-    classifier.fit(known, [ticket.label for ticket in prepared.training])
+def _fitted(classifier: Any, prepared: Prepared, training: Any, asked: Any) -> Predictions:
+    classifier.fit(training, [ticket.label for ticket in prepared.training])
     probabilities = np.zeros((len(asked), len(prepared.labels)))
     columns = [prepared.labels.index(str(label)) for label in classifier.classes_]
     probabilities[:, columns] = classifier.predict_proba(asked)
@@ -78,8 +79,9 @@ def _embed(folder: Path, texts: Sequence[str], batch_size: int = 32) -> np.ndarr
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model: Any = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise CheckpointError(f"{folder} holds no sentence model that transformers can load ({reason}).") from None
+        raise CheckpointError(
+            f"{folder} holds no sentence model that transformers can load ({one_line(error)})."
+        ) from None
     tokenizer.padding_side = "right"
     vectors = []
     with torch.no_grad():

@@ -93,6 +93,6 @@ def _point(
     from scipy.stats import binomtest
 
     routed = round(coverages[at] * tickets)
-    found = binomtest(round(precisions[at] * routed), routed).proportion_ci(method="wilson")
-    limits = (float(found.low), float(found.high))
+    interval = binomtest(round(precisions[at] * routed), routed).proportion_ci(method="wilson")
+    limits = (float(interval.low), float(interval.high))
     return OperatingPoint(float(thresholds[at]), float(coverages[at]), float(precisions[at]), limits)

@@ -80,8 +80,10 @@ def lines(
             parts.append(f'<path d="M{path}" fill="none" stroke="var(--{line.colour})" stroke-width="1.6"/>')
         for (x, y), at_x, at_y in zip(points, line.x, line.y, strict=True):
             if line.dots or len(points) == 1:
-                told = f"<title>{escape(line.name)}: {_number(at_x)}, {_number(at_y)}</title>"
-                parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="var(--{line.colour})">{told}</circle>')
+                tooltip = f"<title>{escape(line.name)}: {_number(at_x)}, {_number(at_y)}</title>"
+                parts.append(
+                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="var(--{line.colour})">{tooltip}</circle>'
+                )
     return _svg(title, HEIGHT, parts, _key([(line.name, line.colour) for line in series]))
 
 
@@ -116,7 +118,7 @@ def reliability(title: str, bins: Sequence[Bin], ece: float) -> Any:
 
 
 def heat(title: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray, *, signed: bool = False) -> Any:
-    """Values (rows, columns) as shades of one colour, or of two where they are signed; the largest is said below."""
+    """Values (rows, columns) as shades of one colour, or of two where they are signed; the legend names the largest."""
     names = 12 + 6.2 * max(len(row) for row in rows)
     cell = max(9.0, (WIDTH - names) / max(1, len(columns)))
     tall, width = min(cell, 20.0), names + cell * len(columns)
@@ -131,16 +133,16 @@ def heat(title: str, rows: Sequence[str], columns: Sequence[str], values: np.nda
         parts.append(_text(0, y + tall / 2 + 4, row, "start"))
         for j, value in enumerate(values[i]):
             colour = "test" if value < 0 else "training"
-            told = f"<title>{escape(row)}, {escape(columns[j])}: {_number(value)}</title>"
+            tooltip = f"<title>{escape(row)}, {escape(columns[j])}: {_number(value)}</title>"
             parts.append(
                 f'<rect x="{names + cell * j:.1f}" y="{y:.1f}" width="{cell - 1:.1f}" height="{tall - 1:.1f}" '
-                f'fill="var(--{colour})" fill-opacity="{0.05 + 0.95 * abs(value) / most:.2f}">{told}</rect>'
+                f'fill="var(--{colour})" fill-opacity="{0.05 + 0.95 * abs(value) / most:.2f}">{tooltip}</rect>'
             )
-    said = [
+    legend = [
         (f"darkest {_number(most)}", "training"),
         *([(f"less, down to −{_number(most)}", "test")] if signed else []),
     ]
-    return _svg(title, 18 + tall * len(rows), parts, _key(said), width=width, scrolls=width > WIDTH)
+    return _svg(title, 18 + tall * len(rows), parts, _key(legend), width=width, scrolls=width > WIDTH)
 
 
 def confusion(title: str, labels: Sequence[str], counts: np.ndarray) -> Any:
@@ -157,10 +159,10 @@ def confusion(title: str, labels: Sequence[str], counts: np.ndarray) -> Any:
         for j, count in enumerate(counts[i]):
             x, share = names + cell * j, shares[i, j]
             colour = "training" if i == j else "test"
-            told = f"<title>{escape(label)} → {escape(labels[j])}: {count}</title>"
+            tooltip = f"<title>{escape(label)} → {escape(labels[j])}: {count}</title>"
             parts.append(
                 f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell - 1:.1f}" height="{cell - 1:.1f}" fill="var(--{colour})" '
-                f'fill-opacity="{0.06 + 0.94 * share:.2f}">{told}</rect>'
+                f'fill-opacity="{0.06 + 0.94 * share:.2f}">{tooltip}</rect>'
             )
             if count and not many:
                 ink = "#fff" if share > 0.55 else "var(--ink)"

@@ -15,7 +15,7 @@ from evaluation.predictions import Predictions, Systems
 
 @dataclass(frozen=True)
 class Goal:
-    """What routing without a person is asked for: a precision, or a share of the tickets."""
+    """Target of routing without a person: a precision, or a share of the tickets."""
 
     precision: float = 0.95
     coverage: float = 0.8
@@ -41,7 +41,7 @@ class SystemFindings:
 
 @dataclass(frozen=True)
 class Findings:
-    """One evaluation: its last system is the one that it is about.
+    """One evaluation; its last system is the one under evaluation.
 
     Attributes:
         comparisons: the last system minus each of the others.

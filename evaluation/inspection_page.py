@@ -105,7 +105,7 @@ def _by_layer(changes: Sequence[Change]) -> Any:
 def _grid(
     title: str, changes: Sequence[Change], place: Callable[[Change], int], columns: Sequence[str] | None = None
 ) -> Any:
-    """Relative change by layer and column, over all matrices that fall together."""
+    """Relative change by layer and column, over all matrices of each cell."""
     layers = 1 + max(change.layer or 0 for change in changes)
     wide = 1 + max(map(place, changes))
     squares = np.zeros((2, layers, wide))
@@ -116,7 +116,7 @@ def _grid(
 
 
 def _routing_pictures(systems: Mapping[str, Any]) -> list[Any]:
-    """Share of the picks that each expert gets: before, and what that changed by the last checkpoint."""
+    """Each expert's share of the picks before training, and the change of that share by the last checkpoint."""
     counts = [np.array(system["picks"], float) for system in systems.values()]
     shares = [picks / np.maximum(picks.sum(axis=1, keepdims=True), 1) for picks in (counts[0], counts[-1])]
     rows = [f"layer {i}" for i in range(len(counts[0]))]

@@ -1,4 +1,4 @@
-"""What the processes of one torchrun are asked for, at any layout: both sides of that border see these."""
+"""The torchrun jobs of the evaluation: dataclasses that the caller fills and the started processes read."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from common.errors import CheckpointError
+from common.values import one_line
 from evaluation.transformers_model import load
 
 
@@ -29,11 +30,11 @@ def largest_difference(hf_folder: Path, file: Path) -> float:
     try:
         kept = load_file(file)
     except SafetensorError as error:
-        raise CheckpointError(f"{file} is damaged ({error}): run the evaluate stage again.") from error
+        raise CheckpointError(f"{file} is damaged ({one_line(error)}): run the evaluate stage again.") from error
     logits, _ = load(hf_folder)
-    found = logits(kept["tokens"])
-    if found.shape != kept["logits"].shape:
-        theirs, ours = found.shape[-1], kept["logits"].shape[-1]
+    exported = logits(kept["tokens"])
+    if exported.shape != kept["logits"].shape:
+        theirs, ours = exported.shape[-1], kept["logits"].shape[-1]
         raise CheckpointError(f"{hf_folder} has a vocabulary of {theirs}, {file} of {ours}: export this run's model.")
-    difference = float((found - kept["logits"]).abs().max())
+    difference = float((exported - kept["logits"]).abs().max())
     return math.inf if math.isnan(difference) else difference  # no threshold is smaller than NaN

@@ -14,7 +14,7 @@ from evaluation.scoring import LabelScores
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a system says of N tickets; every array has one row a ticket.
+    """Answers of a system to N tickets; every array has one row a ticket.
 
     Attributes:
         labels: the label set, in the order of the columns below.
@@ -33,7 +33,7 @@ class Predictions:
 
     @classmethod
     def of_model(cls, labels: Sequence[str], scores: LabelScores) -> Predictions:
-        """What a language model's label scores say."""
+        """Predictions from a language model's label scores."""
         return cls(list(labels), scores.best, scores.log_probabilities, scores.probabilities, scores.greedy >= 0)
 
     @property

@@ -1,4 +1,4 @@
-"""Write what an evaluation found, and show it on the console."""
+"""Write the results of an evaluation to a folder, and show them on the console."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAJORITY, TFIDF, NEAREST = "majority class", "TF-IDF + logistic regression", "ne
 
 @dataclass(frozen=True)
 class About:
-    """What a reader must know of the systems besides their figures.
+    """Context of the figures in a report.
 
     Attributes:
         inputs: what they were made from, for the manifest.

@@ -77,14 +77,14 @@ def _languages(findings: Findings) -> Any:
     names = list(findings.systems)[-2:]
     rows = [
         Bar(
-            f"{language or 'no language'}, {name}, {found.tickets} tickets",
-            found.macro_f1,
-            found.macro_f1_interval,
+            f"{language or 'no language'}, {name}, {metrics.tickets} tickets",
+            metrics.macro_f1,
+            metrics.macro_f1_interval,
             _colour(findings, name),
         )
         for language in findings.systems[names[0]].metrics.per_language
         for name in names
-        for found in (findings.systems[name].metrics.per_language[language],)
+        for metrics in (findings.systems[name].metrics.per_language[language],)
     ]
     return charts.bars("Macro-F1 by language with 95 % intervals", rows)
 
@@ -142,7 +142,7 @@ def _errors(tickets: Sequence[Ticket], predictions: Predictions) -> list[tuple[T
 
 
 def _colour(findings: Findings, name: str) -> str:
-    """Of the last system always the same; of the others by their places."""
+    """Colour of a system: fixed for the last one, by position for the others."""
     if name == findings.subject:
         return "test"
     return COLOURS[list(findings.systems).index(name) % (len(COLOURS) - 1)]

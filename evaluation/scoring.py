@@ -25,7 +25,7 @@ class LogitsFunction(Protocol):
 
 @dataclass(frozen=True)
 class LabelScores:
-    """What a model says of N prompts.
+    """A model's scores of the labels after N prompts.
 
     Attributes:
         log_probabilities: of each label's whole completion, fp64 (N, labels).
@@ -72,11 +72,11 @@ def decode_labels(
     done = 0
     for chosen in _batches([len(prompt) for prompt in encoded], batch_size):
         for path, labels in paths.items():
-            found = _log_probabilities(logits, [encoded[i] for i in chosen], path)
-            top = found.argmax(axis=2)
+            log_probabilities = _log_probabilities(logits, [encoded[i] for i in chosen], path)
+            top = log_probabilities.argmax(axis=2)
             for label in labels:
                 answer = answers[label]
-                scores[chosen, label] = found[:, range(len(answer)), answer].sum(axis=1)
+                scores[chosen, label] = log_probabilities[:, range(len(answer)), answer].sum(axis=1)
                 greedy[chosen[(top[:, : len(answer)] == answer).all(axis=1)]] = label
         done += len(chosen)
         progress(Done("tickets", done, len(prompts)))
@@ -85,7 +85,7 @@ def decode_labels(
 
 def save_scores(file: Path, scores: Mapping[str, LabelScores]) -> None:
     """Keep the scores of several systems, in numpy's .npz format."""
-    arrays = {f"{name}/{part}": value for name, found in scores.items() for part, value in vars(found).items()}
+    arrays = {f"{name}/{part}": value for name, system in scores.items() for part, value in vars(system).items()}
     with file.open("wb") as kept:
         np.savez(kept, **arrays)  # type: ignore[arg-type]
 

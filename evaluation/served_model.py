@@ -1,4 +1,4 @@
-"""A model behind a server: the scores that its log-probabilities give."""
+"""Label scores of a served model, from the log-probabilities that the server returns."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def decode_by(
     def score(prompt: str) -> tuple[np.ndarray, int]:
         return endpoint.score(tokenizer.encode(prompt, add_special_tokens=False), answers)
 
-    found = list(at_once(score, prompts, progress))
-    return LabelScores(np.stack([scores for scores, _ in found]), np.array([greedy for _, greedy in found]))
+    scored = list(at_once(score, prompts, progress))
+    return LabelScores(np.stack([scores for scores, _ in scored]), np.array([greedy for _, greedy in scored]))

@@ -103,12 +103,12 @@ def by_endpoint(url: str, folder: Path, prepared: Prepared, split: str) -> tuple
             label = answers[endpoint.choose(prompt, list(answers)).label]
             return prepared.labels.index(label), endpoint.free_answer(prompt, most) in answers
 
-        found = np.array(list(at_once(ask, prompts, progress)))
-    return {endpoint.model: Predictions(prepared.labels, found[:, 0], valid=found[:, 1].astype(bool))}, [note]
+        answered = np.array(list(at_once(ask, prompts, progress)))
+    return {endpoint.model: Predictions(prepared.labels, answered[:, 0], valid=answered[:, 1].astype(bool))}, [note]
 
 
 def about(model: Path, data: Path, endpoint: str | None, notes: list[str]) -> About:
-    """What the report says of a model besides its figures."""
+    """The report's context of a model: inputs, configuration, history and notes."""
     inputs: dict[str, Any] = {"model": str(model), "data": str(data), "endpoint": endpoint}
     if is_run(model):
         configuration = (model / RECIPE_FILE).read_text(encoding="utf-8")

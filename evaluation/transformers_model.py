@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from common.errors import CheckpointError
+from common.values import one_line
 from evaluation.scoring import LogitsFunction
 
 
@@ -44,7 +45,9 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # tokenizers 0.22 raises a bare Exception for a damaged tokenizer.json
-        raise CheckpointError(f"{folder}/tokenizer.json cannot be read ({_short(error)}): export it again.") from error
+        raise CheckpointError(
+            f"{folder}/tokenizer.json cannot be read ({one_line(error)}): export it again."
+        ) from error
 
 
 def _ensure(folder: Path, name: str) -> None:
@@ -60,16 +63,12 @@ def _model(folder: Path) -> Any:
             folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"transformers cannot load {folder} ({_short(error)}): export it again.") from error
-    model, found = loaded
+        raise CheckpointError(f"transformers cannot load {folder} ({one_line(error)}): export it again.") from error
+    model, report = loaded
     # transformers gives a weight that it does not find random values, and says so only in a warning
-    if strays := sorted(found["missing_keys"]) + sorted(found["unexpected_keys"]):
+    if strays := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
         raise CheckpointError(
-            f"{folder} has {len(found['missing_keys'])} weights too few and {len(found['unexpected_keys'])} too many "
+            f"{folder} has {len(report['missing_keys'])} weights too few and {len(report['unexpected_keys'])} too many "
             f"for its config.json, such as {strays[0]}: export it again."
         )
     return model.float().eval()  # transformers 4.57 leaves the experts of an MXFP4 folder in bf16, whatever dtype says
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -21,7 +21,7 @@ from modeling.hf_config import GptOssConfig
 
 @dataclass(frozen=True)
 class Change:
-    """What training did to one matrix; norms are Frobenius norms.
+    """Change of one matrix by training; norms are Frobenius norms.
 
     Attributes:
         module: such as "self_attention.linear_qkv" or "experts.linear_fc1".
@@ -83,15 +83,15 @@ def changes(
     base = WeightsReader(before / "weights")
     adapter = Adapter.open(after, config) if is_adapter else None
     tuned = adapter.reader if adapter else WeightsReader(after / "weights")
-    wanted = list(_matrices(config, tuned, adapter))
-    found = []
-    for done, (entry, where) in enumerate(wanted, 1):
+    matrices = list(_matrices(config, tuned, adapter))
+    measured = []
+    for done, (entry, where) in enumerate(matrices, 1):
         if adapter and entry.nemo not in tuned.tensors:
-            found.append(_of_adapter(entry, where[0], base, adapter))
+            measured.append(_of_adapter(entry, where[0], base, adapter))
         else:
-            found.append(_of_tensor(entry, where, base, tuned))
-        progress(Done("matrices", done, len(wanted)))
-    return found
+            measured.append(_of_tensor(entry, where, base, tuned))
+        progress(Done("matrices", done, len(matrices)))
+    return measured
 
 
 def _matrices(

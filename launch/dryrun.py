@@ -1,4 +1,4 @@
-"""What a launch would do, to the letter, without doing it: sbatch scripts, docker arguments, commands."""
+"""The exact texts of a launch without starting it: sbatch scripts, docker arguments, commands."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _command(job: Any) -> str:
 
 
 class _Recorder:
-    """A docker client that only keeps what NeMo-Run would have it run."""
+    """A docker client that records the calls of NeMo-Run and runs nothing."""
 
     def __init__(self) -> None:
         self.containers = self.networks = self
@@ -84,7 +84,7 @@ class _Recorder:
         self.calls.append((image, command, options))
 
     def create(self, **options: Any) -> None:
-        """A network; nothing of it belongs into the arguments of a container."""
+        """Create no network: a container's arguments name it and need nothing else of it."""
 
 
 def _docker(job: Any) -> str:
@@ -98,7 +98,7 @@ def _docker(job: Any) -> str:
 
 
 def _docker_options(options: dict[str, Any]) -> Iterator[str]:
-    """What the docker SDK is given, as `docker run` would be told the same."""
+    """The docker SDK's arguments as options of `docker run`."""
     yield "--detach --rm"
     for name, key in (("name", "name"), ("hostname", "hostname"), ("network", "network"), ("workdir", "working_dir")):
         yield f"--{name} {options[key]}"

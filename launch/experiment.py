@@ -78,8 +78,8 @@ def submit(plan: LaunchPlan) -> dict[str, str]:
         except UnexpectedExit as error:
             for job in experiment.jobs:
                 experiment.cancel(job.id)
-            said = error.result.stderr.strip().splitlines() or ["it gave no reason"]
-            raise LaunchError(f"Slurm refused {error.result.command!r}: {said[-1]}") from None
+            lines = error.result.stderr.strip().splitlines() or ["it gave no reason"]
+            raise LaunchError(f"Slurm refused {error.result.command!r}: {lines[-1]}") from None
         return {job.id: job.handle.partition("://")[2].split("/")[1] for job in experiment.jobs}
 
 

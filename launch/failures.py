@@ -1,4 +1,4 @@
-"""Why a stage failed, in one sentence, from what it and its executor left behind."""
+"""Why a stage failed, in one sentence, from the log of the stage and its executor."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def last_error(text: str) -> str | None:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("error: ")]
     others = [line for line in lines if _is_exception(line)]
-    told = ours or others or [line for line in lines if line.startswith(("srun: error: ", "slurmstepd: error: "))]
-    return told[-1].removeprefix("error: ") if told else None
+    reasons = ours or others or [line for line in lines if line.startswith(("srun: error: ", "slurmstepd: error: "))]
+    return reasons[-1].removeprefix("error: ") if reasons else None
 
 
 def _is_exception(line: str) -> bool:
@@ -43,12 +43,12 @@ def out_of_memory(text: str) -> bool:
 
 
 def sentence(run: RunFolder, stage: str, exit_code: int | None = None) -> str:
-    """What to tell about a failed stage: its reason, its log, and that nothing finished is lost."""
+    """The sentence about a failed stage: its reason, its log, and that nothing finished is lost."""
     log = run.log(stage)
     text = read(log)
-    told = last_error(text)
-    if told is None or out_of_memory(text):
+    reason = last_error(text)
+    if reason is None or out_of_memory(text):
         # Python tells before it ends; a process that says nothing was killed, mostly by the kernel's memory killer
-        told = MEMORY if told is None or out_of_memory(text) else told
-        return f"stage {stage} {told}.\nIts whole log is {log}; the same command goes on from what is finished."
-    return f"stage {stage} failed: {told}\nIts whole log is {log}; the same command goes on from what is finished."
+        reason = MEMORY if reason is None or out_of_memory(text) else reason
+        return f"stage {stage} {reason}.\nIts whole log is {log}; the same command goes on from what is finished."
+    return f"stage {stage} failed: {reason}\nIts whole log is {log}; the same command goes on from what is finished."

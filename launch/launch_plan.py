@@ -1,4 +1,4 @@
-"""What a launch is about: a run, the place where its stages run, and which of them are to be done."""
+"""The plan of a launch: a run, the profile of the place where its stages run, and the stages to be done."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recipes.schema.recipe import Recipe
 
 @dataclass(frozen=True)
 class Resources:
-    """What a stage gets: nodes, processes a node, GPUs a node; and whether its processes train together."""
+    """Resources of a stage: nodes, processes a node, GPUs a node; and whether its processes train together."""
 
     nodes: int = 1
     processes: int = 1
@@ -28,7 +28,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """One launch, as everything that checks, shows or starts it sees it.
+    """One launch, as preflight, dry run and start read it.
 
     Attributes:
         stages: those that were selected, in order.
@@ -87,10 +87,10 @@ class LaunchPlan:
         """The profile's mounts, then the runs and every local path that the recipe names, where it stands outside."""
         mounts = list(self.profile.container.mounts)
         yield from mounts
-        wanted = [(self.run.path.parent, ""), *((path, ":ro") for path in self.local_inputs())]
+        paths = [(self.run.path.parent, ""), *((path, ":ro") for path in self.local_inputs())]
         if self.run.base.parent != self.run.path:
-            wanted.append((self.run.base.parent, ""))
-        for path, options in wanted:
+            paths.append((self.run.base.parent, ""))
+        for path, options in paths:
             if not _is_mounted(path, mounts):
                 mounts.append(f"{path}:{path}{options}")
                 yield mounts[-1]

@@ -1,4 +1,4 @@
-"""Everything that can be known to go wrong before a stage starts, told at once."""
+"""Checks before a launch: everything that would make a stage fail, reported at once."""
 
 from __future__ import annotations
 
@@ -217,8 +217,8 @@ def _refused_by_slurm(plan: LaunchPlan) -> Iterator[str]:
     for name, text in texts_of(plan):
         answer = ask(plan.tunnel, "sbatch", "--test-only", stdin=text[text.index("#!") :])
         if not answer.ok:
-            said = answer.err.strip().splitlines() or ["no reason given"]
-            reason = said[-1].removeprefix("allocation failure: ").removeprefix("sbatch: error: ")
+            lines = answer.err.strip().splitlines() or ["no reason given"]
+            reason = lines[-1].removeprefix("allocation failure: ").removeprefix("sbatch: error: ")
             if "contact slurm controller" in reason:
                 yield f"Slurm's controller does not answer{_there(plan.tunnel)} ({reason}): try again when it does."
                 return

@@ -142,7 +142,7 @@ class GptOssLoRA(LoRA):
         weight.data.copy_(part)
 
     def _draw(self, weight: torch.Tensor, module: str, expert: int = 0) -> None:
-        """Fill `weight` (r, in) with what follows from the seed, the global layer, the module and the global expert."""
+        """Fill `weight` (r, in) at random, seeded by the recipe's seed, global layer, module and global expert."""
         if weight.is_meta:
             return
         key = f"{self.seed}/{self._layer}/{module}/{expert}".encode()

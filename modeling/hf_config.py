@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigurationError
+from common.values import one_line
 
 CONFIGS = Path(__file__).parent / "configs"
 MODEL_TYPE = "gpt_oss"
@@ -54,7 +55,9 @@ class GptOssConfig:
         except FileNotFoundError:
             raise ConfigurationError(f"{file} is missing: name a folder that holds a gpt-oss checkpoint.") from None
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{file} cannot be read as JSON ({error}): fetch the model again.") from None
+            raise ConfigurationError(
+                f"{file} cannot be read as JSON ({one_line(error)}): fetch the model again."
+            ) from None
         if not isinstance(raw, dict):
             raise ConfigurationError(f"{file} holds no JSON object: fetch the model again.")
         return cls.from_dict(raw, str(file))
@@ -112,21 +115,21 @@ class GptOssConfig:
     def _problems(self) -> list[str]:
         sizes = (self.num_layers, self.num_experts, self.hidden_size, self.ffn_size, self.vocab_size, self.num_heads)
         sizes += (self.num_groups, self.head_dim, self.experts_per_token, self.sliding_window)
-        found = []
+        problems = []
         if min(sizes) < 1:
-            found.append("a size is below 1")
+            problems.append("a size is below 1")
         elif self.num_heads % self.num_groups:
-            found.append(f"{self.num_heads} heads do not divide into {self.num_groups} groups")
+            problems.append(f"{self.num_heads} heads do not divide into {self.num_groups} groups")
         if self.experts_per_token > self.num_experts:
-            found.append(f"{self.experts_per_token} experts a token of {self.num_experts} experts")
+            problems.append(f"{self.experts_per_token} experts a token of {self.num_experts} experts")
         if len(self.layer_types) != self.num_layers or set(self.layer_types) - {SLIDING, FULL}:
-            found.append(f"layer_types must name {SLIDING} or {FULL} for each of {self.num_layers} layers")
+            problems.append(f"layer_types must name {SLIDING} or {FULL} for each of {self.num_layers} layers")
         if self.raw.get("tie_word_embeddings"):
-            found.append("tie_word_embeddings is set")
+            problems.append("tie_word_embeddings is set")
         rope = self.raw.get("rope_parameters") or self.raw["rope_scaling"]
         if rope.get("rope_type", "yarn") != "yarn":
-            found.append(f"rope_type is {rope['rope_type']!r}, not 'yarn'")
-        return found
+            problems.append(f"rope_type is {rope['rope_type']!r}, not 'yarn'")
+        return problems
 
     @cached_property
     def qkv_size(self) -> int:
@@ -179,14 +182,14 @@ def published_config(name: str = "gpt-oss-20b") -> dict[str, Any]:
 
 
 def find_config(model: str) -> GptOssConfig:
-    """The configuration of a known model, or of a Hugging Face folder or config.json.
+    """The configuration of a published model, or of a Hugging Face folder or config.json.
 
     Raises:
         ConfigurationError: neither.
     """
     name = model.removeprefix("openai/")
-    known = {file.stem: file for file in sorted(CONFIGS.glob("*.json"))}
-    path = known.get(name, Path(model))
+    published = {file.stem: file for file in sorted(CONFIGS.glob("*.json"))}
+    path = published.get(name, Path(model))
     if not path.exists():
-        raise ConfigurationError(f"{model} is no model: name {' or '.join(known)}, or a folder with a config.json.")
+        raise ConfigurationError(f"{model} is no model: name {' or '.join(published)}, or a folder with a config.json.")
     return GptOssConfig.from_file(path)

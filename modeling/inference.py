@@ -27,6 +27,7 @@ from nemo.collections.llm.fn.base import walk  # noqa: E402
 from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 
 from common.errors import CheckpointError  # noqa: E402
+from common.values import one_line  # noqa: E402
 from modeling.hf_config import GptOssConfig  # noqa: E402
 from modeling.layouts import Layout  # noqa: E402
 from modeling.model_config import nemo_config  # noqa: E402
@@ -108,7 +109,7 @@ def _load(model: torch.nn.Module, checkpoint: Path, wanted: Callable[[str], bool
         # Strict about what the model wants; a checkpoint may hold more (optimizer state, Transformer Engine's).
         loaded = dist_checkpointing.load(sharded, str(weights), strict=StrictHandling.RAISE_UNEXPECTED)
     except LOADING_ERRORS as error:
-        raise CheckpointError(f"{weights} does not hold this model ({str(error)[:300]}): import it again.") from error
+        raise CheckpointError(f"{weights} does not hold this model ({one_line(error)}): import it again.") from error
     state = {name.removeprefix("module."): value for name, value in loaded.items()}  # pyright: ignore[reportAttributeAccessIssue]
     missing = [name for name in model.load_state_dict(state, strict=False).missing_keys if wanted(name)]
     missing = [name for name in missing if "_extra_state" not in name and ("adapter" in name) == wanted(".adapter.")]

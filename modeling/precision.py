@@ -1,4 +1,4 @@
-"""The precisions that parameters are trained in; what follows from them elsewhere is derived from these names."""
+"""The precisions that parameters are trained in; all dtypes and byte counts are derived from these names."""
 
 from __future__ import annotations
 

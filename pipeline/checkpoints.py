@@ -1,4 +1,4 @@
-"""Which checkpoint of a run stands for what. Nothing here imports NeMo."""
+"""The checkpoints of a run: start, best, last, tuned, exported. Nothing here imports NeMo."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import CheckpointError
-from converters.nemo_folder import CONFIG, METADATA, TOKENIZER, trained_on
+from converters.nemo_folder import METADATA, TOKENIZER, config_file_of, config_of, is_nemo, trained_on
 from modeling.hf_config import GptOssConfig
 from pipeline.run_folder import RunFolder, run_above
+
+_NO_CONFIG = "name a checkpoint of a run, or one that was imported"
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Parts:
     @property
     def config(self) -> GptOssConfig:
         """The shapes of the model."""
-        return GptOssConfig.from_file(self.like / "context" / CONFIG)
+        return config_of(self.like, _NO_CONFIG)
 
     @property
     def tokenizer(self) -> Path:
@@ -32,7 +34,7 @@ class Parts:
         return self.like / "context" / TOKENIZER
 
     def resolved(self) -> Parts:
-        """The same, by whole paths."""
+        """The same parts with absolute paths."""
         return Parts(self.weights.resolve(), self.adapter.resolve() if self.adapter else None, self.like.resolve())
 
 
@@ -54,8 +56,8 @@ def best_checkpoint(folder: Path) -> Path:
     Raises:
         CheckpointError: there is none that is whole.
     """
-    found = {path: loss for path in _finished(folder, "*") if (loss := validation_loss(path)) is not None}
-    return min(found, key=lambda path: found[path]) if found else last_checkpoint(folder)
+    losses = {path: loss for path in _finished(folder, "*") if (loss := validation_loss(path)) is not None}
+    return min(losses, key=lambda path: losses[path]) if losses else last_checkpoint(folder)
 
 
 def validation_loss(checkpoint: Path) -> float | None:
@@ -83,9 +85,9 @@ def remove_former_lasts(folder: Path) -> None:
 
 
 def _finished(folder: Path, pattern: str) -> list[Path]:
-    found = [path for path in (folder / "checkpoints").glob(pattern) if path.is_dir()]
+    folders = [path for path in (folder / "checkpoints").glob(pattern) if path.is_dir()]
     # NeMo marks a checkpoint as unfinished by a file beside it until every rank has written.
-    return [path for path in found if not path.with_name(path.name + "-unfinished").exists()]
+    return [path for path in folders if not path.with_name(path.name + "-unfinished").exists()]
 
 
 def start_of(run: RunFolder) -> Path:
@@ -94,7 +96,7 @@ def start_of(run: RunFolder) -> Path:
 
 
 def tuned_of(run: RunFolder) -> Path:
-    """The best that fine-tuning found: an adapter where the recipe has `peft`, else a whole model."""
+    """The best checkpoint of fine-tuning: an adapter where the recipe has `peft`, else a whole model."""
     return best_checkpoint(run.finetune)
 
 
@@ -114,12 +116,12 @@ def exported_parts(path: Path) -> Parts:
 
 
 def parts_of(checkpoint: Path) -> Parts:
-    """Of a NeMo checkpoint, alone or in a run folder: a whole model, or an adapter with what it was trained on.
+    """Parts of a NeMo checkpoint, alone or in a run folder: a whole model, or an adapter with its base.
 
     Raises:
         CheckpointError: it is no checkpoint, or nothing says what model it is of.
     """
-    if not (checkpoint / "weights").is_dir():
+    if not is_nemo(checkpoint):
         raise CheckpointError(f"{checkpoint} holds no weights/: name a run, a NeMo checkpoint or an exported folder.")
     run = run_above(checkpoint)
     if run is not None and checkpoint.parent.parent.resolve() == run.finetune.resolve():
@@ -127,10 +129,7 @@ def parts_of(checkpoint: Path) -> Parts:
     is_adapter = (checkpoint / "weights" / METADATA).is_file()
     weights = trained_on(checkpoint) if is_adapter else checkpoint
     like = run.base if run is not None else weights
-    if not (like / "context" / CONFIG).is_file():
-        raise CheckpointError(
-            f"{like} holds no context/{CONFIG}: name a checkpoint of a run, or one that was imported."
-        )
+    config_file_of(like, _NO_CONFIG)
     return Parts(weights, checkpoint if is_adapter else None, like)
 
 

@@ -86,24 +86,24 @@ def presets_of(file: Path) -> list[str]:
 def _with_preset(module: Any, file: Path, overrides: list[str]) -> list[str]:
     """The overrides behind `preset=NAME`, then the others, which have the last word."""
     presets: dict[str, tuple[str, ...]] = getattr(module, "PRESETS", {})
-    found: list[str] = []
+    chosen: list[str] = []
     for override in overrides:
         if not override.startswith("preset="):
             continue
         name = override.removeprefix("preset=")
         if name not in presets:
-            known = f"its presets are {', '.join(presets)}" if presets else "it has none"
-            raise ConfigurationError(f"{file} has no preset {name!r}: {known}.")
-        found += presets[name]
-    return found + [override for override in overrides if not override.startswith("preset=")]
+            hint = f"its presets are {', '.join(presets)}" if presets else "it has none"
+            raise ConfigurationError(f"{file} has no preset {name!r}: {hint}.")
+        chosen += presets[name]
+    return chosen + [override for override in overrides if not override.startswith("preset=")]
 
 
 def _load(file: Path) -> Any:
     if not file.is_file():
-        known = (
+        recipes = (
             sorted(str(path) for path in file.parent.glob("*.py") if _is_recipe(path)) if file.parent.is_dir() else []
         )
-        hint = f"recipes beside it are {', '.join(known)}" if known else "recipes/ of the repository holds some"
+        hint = f"recipes beside it are {', '.join(recipes)}" if recipes else "recipes/ of the repository holds some"
         raise ConfigurationError(f"there is no recipe file {file}: {hint}.")
     spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
     if spec is None or spec.loader is None:

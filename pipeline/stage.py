@@ -26,7 +26,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Details:
-    """What a finished stage says of itself, for the table at the end of a run and for whoever asks later.
+    """Summary of a finished stage, stored in its record and shown in the table at the end of a run.
 
     Attributes:
         made: what it made, in words.

@@ -1,4 +1,4 @@
-"""Model FLOPs of a training step, and what the GPU could have done: model FLOPs utilisation. Nothing here imports NeMo.
+"""Model FLOPs of a training step and peak FLOP/s of GPUs, for model FLOPs utilisation. Nothing here imports NeMo.
 
 Counted is what the mathematics asks for, whatever the kernels do: recomputed activations, padding of expert batches and
 attention scores that a mask throws away are no model FLOPs.
@@ -21,7 +21,7 @@ PEAK_FLOPS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 9
 
 @dataclass(frozen=True)
 class Work:
-    """What passed through the model: positions, and (query, key) pairs that causal attention and its window let see.
+    """Size of a model's input: positions, and the (query, key) pairs that the causal mask and the window let through.
 
     Attributes:
         tokens: positions, padding included.

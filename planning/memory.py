@@ -18,7 +18,7 @@ GIB = 2**30
 
 # Largest share of the routed tokens that one expert rank gets, over the mean: routers of tuned MoE models stay below.
 IMBALANCE = 1.25
-# What is neither tensors nor ours: CUDA context, NCCL's buffers, cuBLAS and cuDNN workspaces; and the allocator's gaps.
+# Memory outside the tensors: CUDA context, NCCL's buffers, cuBLAS and cuDNN workspaces; and the allocator's gaps.
 FIXED_RESERVE = 2 * GIB
 GAPS = 0.05
 # Bytes a logit at the loss: its own value, the fp32 copy that becomes the softmax, and that one's gradient.
@@ -89,7 +89,7 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.dispatch + self.reserve
 
     def parts(self) -> dict[str, int]:
-        """Bytes by what they are for."""
+        """Bytes by purpose."""
         names = ("weights", "gradients", "optimizer", "activations", "dispatch", "reserve")
         return {name: getattr(self, name) for name in names}
 

@@ -29,7 +29,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A legal layout, what it needs, and the seconds a step would spend on what."""
+    """A legal layout, its memory, and the seconds of a step by cause."""
 
     layout: Layout
     memory: Memory
@@ -45,7 +45,7 @@ class Candidate:
         return sum(self.seconds.values())
 
     def reason(self, best: Candidate) -> str:
-        """Why it stands where it stands, in one clause."""
+        """Why it has its rank, in one clause."""
         if not self.fits:
             part, size = max(self.memory.parts().items(), key=lambda item: item[1])
             return f"{(self.memory.total - self.gpu_memory) / 1e9:.1f} GB too much; {part} alone {size / 1e9:.1f} GB"
@@ -60,7 +60,7 @@ class Candidate:
 def rank_layouts(plan: TrainingPlan, cluster: Cluster) -> list[Candidate]:
     """Every legal layout: first those that fit, fastest first, then the others, nearest to fitting first."""
     rank = plan.lora.rank if plan.lora else None
-    found = [
+    candidates = [
         Candidate(
             layout,
             memory_of(plan, layout, cluster.world, cluster.gpu_memory),
@@ -70,11 +70,11 @@ def rank_layouts(plan: TrainingPlan, cluster: Cluster) -> list[Candidate]:
         for layout in legal_layouts(plan.config, cluster.world, plan.batch, rank)
     ]
     # Of equally fast ones, the one that leaves more memory free.
-    return sorted(found, key=lambda c: (not c.fits, round(c.cost, 4) if c.fits else 0, c.memory.total))
+    return sorted(candidates, key=lambda c: (not c.fits, round(c.cost, 4) if c.fits else 0, c.memory.total))
 
 
 def step_seconds(plan: TrainingPlan, layout: Layout, cluster: Cluster) -> dict[str, float]:
-    """Rough seconds of one step by what they go to; good for comparing layouts of one cluster, not as a forecast.
+    """Rough seconds of one step by cause; they compare layouts of one cluster, and forecast nothing.
 
     Source: bytes of megatron-core's collectives, ring algorithms, nothing overlapped.
     """
@@ -112,7 +112,7 @@ def step_seconds(plan: TrainingPlan, layout: Layout, cluster: Cluster) -> dict[s
 
 
 def advice(plan: TrainingPlan, cluster: Cluster) -> list[str]:
-    """What would make the training fit: each single change that does, else the shortest sum of changes that does."""
+    """Changes that make the training fit: each single one that suffices, else the shortest combination."""
     changes = _changes(plan)
     single = [text for text, change in changes if _fits(change(plan), cluster)]
     more = next((n for n in (2, 4, 8, 16, 32, 64) if _fits(*_grow(plan, cluster, n))), None)

@@ -20,6 +20,7 @@ from urllib3.util.retry import Retry
 
 from common.errors import LaunchError
 from common.progress import Done, Progress, quiet
+from common.values import one_line
 
 KEY = "OPENAI_API_KEY"
 AT_ONCE = 16
@@ -39,7 +40,7 @@ class Choice:
 
 
 class RefusedError(LaunchError):
-    """The server answers, but not what was asked for; `of_prompt` where it is this prompt that it does not take."""
+    """The server answered without the requested result; `of_prompt` is set where it rejected this prompt alone."""
 
     of_prompt = False
 
@@ -115,8 +116,8 @@ class Endpoint:
         given = self._complete([[*prompt, *answer] for answer in answers], max_tokens=0, echo=True)
         scores, greedy = np.zeros(len(answers)), -1
         for i, (choice, answer) in enumerate(zip(given, answers, strict=True)):
-            found = choice.get("logprobs") or {}
-            tokens, best = found.get("token_logprobs") or [], found.get("top_logprobs") or []
+            logprobs = choice.get("logprobs") or {}
+            tokens, best = logprobs.get("token_logprobs") or [], logprobs.get("top_logprobs") or []
             if len(tokens) != len(prompt) + len(answer) or len(best) != len(tokens):
                 raise RefusedError(f"{self.url} gives no log-probabilities of prompts.")
             own = tokens[-len(answer) :]
@@ -144,7 +145,7 @@ class Endpoint:
         if answer.status_code in (401, 403):
             raise LaunchError(f"{self.url} refuses access: put its key into the environment variable {KEY}.")
         if not answer.ok:
-            refused = RefusedError(f"{self.url}/{path} answers {answer.status_code}: {_line(answer.text)}")
+            refused = RefusedError(f"{self.url}/{path} answers {answer.status_code}: {one_line(answer.text)}")
             refused.of_prompt = answer.status_code in _OF_PROMPT
             raise refused
         try:
@@ -153,16 +154,12 @@ class Endpoint:
             raise RefusedError(f"{self.url}/{path} answers no JSON: it is no OpenAI-compatible server.") from None
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split())[:200]
-
-
 def at_once(
     ask: Callable[[Item], Result],
     items: Sequence[Item],
     progress: Progress = quiet,
 ) -> Iterator[Result]:
-    """The results in the order of the items, several being asked for at a time; the first error ends it."""
+    """Call `ask` for several items at a time; yields the results in the order of the items, up to the first error."""
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
         for done, result in enumerate(pool.map(ask, items), 1):

@@ -25,7 +25,7 @@ ADDED = ("routed_to", "probability", "problem")
 
 @dataclass
 class Routed:
-    """What became of the rows; `problems` are those of rows that the server refused or that have no text."""
+    """Result of a routing; `problems` are those of rows that the server refused or that have no text."""
 
     rows: int = 0
     resumed: int = 0
@@ -99,8 +99,8 @@ class _Asker:
             if not refused.of_prompt:
                 raise
             return "", "", str(refused)
-        known = choice.log_probability is not None
-        return self._answers[choice.label], f"{math.exp(choice.log_probability or 0):.4f}" if known else "", ""
+        has_confidence = choice.log_probability is not None
+        return self._answers[choice.label], f"{math.exp(choice.log_probability or 0):.4f}" if has_confidence else "", ""
 
 
 def _readable(source: Source, routed: Routed) -> Iterator[list[str]]:
@@ -130,17 +130,17 @@ class _Writer:
         self._file.flush()
 
 
-def _open(partial: Path, heading: Sequence[str], wanted: str) -> _Writer:
+def _open(partial: Path, heading: Sequence[str], fingerprint: str) -> _Writer:
     """The file of an interrupted routing of the same inputs, without the row that the end cut off, or a new one."""
     note = _note(partial)
-    if partial.is_file() and note.is_file() and note.read_text() == wanted:
+    if partial.is_file() and note.is_file() and note.read_text() == fingerprint:
         rows, end = _whole_rows(partial)
         if rows:
             with partial.open("r+b") as file:
                 file.truncate(end)
             return _Writer(partial.open("a", encoding="utf-8", newline=""), rows - 1)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(wanted)
+    note.write_text(fingerprint)
     writer = _Writer(partial.open("w", encoding="utf-8", newline=""), 0)
     writer.write(heading)
     return writer

@@ -25,7 +25,7 @@ from pipeline.stage import Details
 
 
 def evaluate_models(run: RunFolder) -> Details:
-    """Base and tuned model on the test split, beside the baselines; of conversations there is nothing to count."""
+    """Evaluate base, tuned model and baselines on the test split; conversations have no labels to score."""
     if not load_routing(run.data).labels:
         if rank() == 0:
             with artifacts.new_folder(run.evaluation) as folder:

@@ -12,7 +12,7 @@ from serving.usage import usage_of
 
 
 def export_model(run: RunFolder) -> Details:
-    """Adapter merged, full weights as safetensors; its logits against those of the model in training."""
+    """Merge the adapter, write full weights as safetensors, and compare its logits with the trained model's."""
     tuned, settings = exported_parts(run.path), run.recipe.export
     export_checkpoint(
         tuned.weights,

@@ -32,9 +32,9 @@ def loggers_of(kind: str, out: Path, title: str, step: int) -> list[Logger]:
 
 
 def _service(kind: str, out: Path, title: str) -> Logger:
-    known = out / "tracking" / f"{kind}.id"  # in a folder: NeMo moves the files of an interrupted run away
-    id = known.read_text() if known.is_file() else None
-    known.parent.mkdir(parents=True, exist_ok=True)
+    id_file = out / "tracking" / f"{kind}.id"  # in a folder: NeMo moves the files of an interrupted run away
+    id = id_file.read_text() if id_file.is_file() else None
+    id_file.parent.mkdir(parents=True, exist_ok=True)
     logger: Any
     if kind == "wandb":
         id = id or secrets.token_hex(4)
@@ -49,7 +49,7 @@ def _service(kind: str, out: Path, title: str) -> Logger:
     else:
         logger = TrackioLogger(os.environ.get("TRACKIO_PROJECT", PROJECT), title)
         id = title
-    artifacts.write_text(known, id)
+    artifacts.write_text(id_file, id)
     return logger
 
 

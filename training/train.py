@@ -1,4 +1,4 @@
-"""Training with NeMo's own `llm.finetune`: the objects of a recipe, completed with what follows from the machine."""
+"""Training with NeMo's own `llm.finetune`: the recipe's objects, completed with settings that the machine decides."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from pipeline.checkpoints import last_checkpoint, remove_former_lasts, step_of  
 from pipeline.history import HISTORY  # noqa: E402
 from recipes.schema.recipe import Recipe, lora_targets  # noqa: E402
 from recipes.schema.trees import Deferred  # noqa: E402
-from training.callbacks.exact_resume import GoesOnExactly  # noqa: E402
-from training.callbacks.preemption import SaveOnTerm  # noqa: E402
-from training.callbacks.step_metrics import Watch  # noqa: E402
+from training.callbacks.exact_resume import ExactResume  # noqa: E402
+from training.callbacks.preemption import SaveOnSigterm  # noqa: E402
+from training.callbacks.step_metrics import StepMetrics  # noqa: E402
 from training.loggers import loggers_of  # noqa: E402
 
 MIXED_PRECISION: dict[Precision, Literal["bf16-mixed", "32"]] = {"bf16": "bf16-mixed", "fp32": "32"}
@@ -154,14 +154,14 @@ class Training:
             parts["lr_scheduler"] = schedule.build(**(derived | schedule.arguments))
         return optim.build(**parts)
 
-    def _watch(self) -> Watch:
-        """What reports the training, from its last checkpoint on."""
+    def _step_metrics(self) -> StepMetrics:
+        """The callback that measures the training, from its last checkpoint on."""
         try:
             step = step_of(last_checkpoint(self.out))
         except CheckpointError:
             step = 0
         title = f"{self.out.parent.name} {self.title}"
-        return Watch(
+        return StepMetrics(
             self.title,
             self.out / HISTORY,
             int(self.recipe.trainer.arguments.get("log_every_n_steps", 10)),
@@ -189,7 +189,7 @@ class Training:
             strategy=strategy.build(**(derived | parallel)),
             accelerator="cpu" if ON_CPU else "gpu",
             plugins=nl.MegatronMixedPrecision(precision=MIXED_PRECISION[self.recipe.model.precision]),
-            callbacks=[GoesOnExactly(self.recipe.seed), self._watch(), SaveOnTerm(), *self._early_stop()],
+            callbacks=[ExactResume(self.recipe.seed), self._step_metrics(), SaveOnSigterm(), *self._early_stop()],
             # NeMo's own printer calls a collective on rank 0 alone (progress_printer.py:153) and hangs the others.
             enable_progress_bar=False,
             logger=False,

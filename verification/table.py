@@ -27,15 +27,15 @@ def cards() -> dict[str, list[dict[str, Any]]]:
     Raises:
         ValueError: an item lacks a field, or has one that its status does not know.
     """
-    found = {}
+    items_of = {}
     for file in sorted(FOLDER.glob("*.yaml"), reverse=True):  # the smallest model first
         card = yaml.safe_load(file.read_text())
         for item in card["items"]:
             fields = set(item) - {"why"}
             if fields != FIELDS.get(item.get("status", "")):
                 raise ValueError(f"{file.name}: {item.get('item')} has the fields {sorted(item)}")
-        found[card["model"]] = card["items"]
-    return found
+        items_of[card["model"]] = card["items"]
+    return items_of
 
 
 def table() -> str:

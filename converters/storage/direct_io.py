@@ -1,4 +1,4 @@
-"""Files that are larger than memory and are read or written once: past the page cache, where the file system can.
+"""Direct I/O for files larger than memory that are read or written once: it bypasses the page cache where possible.
 
 Through the cache (without O_DIRECT) every byte is copied once more, into a page that the kernel has to find and to
 clear, which on a virtual machine takes longer than the disk; and it pushes out what others keep there.
@@ -18,9 +18,9 @@ import numpy as np
 
 from converters.storage.buffers import LARGE, empty_bytes
 
-# A multiple of what any file system asks positions, lengths and addresses of a direct request to divide by.
+# Positions, lengths and addresses of direct requests must be multiples of the file system's block; this is one.
 _PAGE = max(4096, mmap.PAGESIZE)
-# Bytes copied at once to an address that suits, an expert of gpt-oss: disks are the faster the larger the request is.
+# Bytes copied at once to an aligned address: an expert of gpt-oss, since disks are faster with larger requests.
 _STAGED = 2**25
 
 
@@ -28,7 +28,7 @@ class DirectFile:
     """A file that several threads read or write at any position; whole pages of large parts bypass the page cache.
 
     Args:
-        cached: read through the cache all the same: for a file that somebody else reads at the same time.
+        cached: use the page cache nevertheless: for a file that another process reads at the same time.
     Raises:
         OSError: it cannot be opened, read or written.
     """
@@ -42,12 +42,12 @@ class DirectFile:
             with contextlib.suppress(OSError):  # not on every file system
                 self._direct = os.open(path, flags & ~os.O_TRUNC | os.O_CLOEXEC | os.O_DIRECT)
                 weakref.finalize(self, os.close, self._direct)
-                # what still goes through the cache are a few bytes here and there: the kernel is not to read ahead
+                # only small scattered reads still use the cache: the kernel must not read ahead
                 os.posix_fadvise(self._cached, 0, 0, os.POSIX_FADV_RANDOM)
 
     @property
     def cached(self) -> bool:
-        """Whether all of it goes through the page cache: on request, or because the file system knows no other way."""
+        """Whether all I/O uses the page cache: on request, or because the file system has no direct I/O."""
         return self._direct is None
 
     def read(self, position: int, size: int) -> np.ndarray:
@@ -64,7 +64,7 @@ class DirectFile:
 
     def write(self, data: bytes | memoryview, position: int) -> None:
         """Write all of `data` at `position`."""
-        left = np.frombuffer(data, np.uint8)  # whose address shows
+        left = np.frombuffer(data, np.uint8)  # an array, for its address
         if len(left) >= LARGE and (direct := self._direct) is not None:
             start = -position % _PAGE
             stop = start + (len(left) - start) // _PAGE * _PAGE
@@ -115,7 +115,7 @@ class WriteStream(io.RawIOBase):
 
 
 def _read(file: int, into: np.ndarray, position: int, size: int) -> int:
-    """Read `size` bytes, or up to the file's end; how many that were."""
+    """Read `size` bytes, or up to the file's end; returns their number."""
     done = 0
     while done < size and (count := os.preadv(file, [into[done:].data], position + done)):
         done += count

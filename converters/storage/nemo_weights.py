@@ -43,6 +43,7 @@ from torch.utils.serialization import config as serialization
 
 from common.artifacts import FINISHED, write_bytes
 from common.errors import CheckpointError
+from common.values import one_line
 from converters.storage.direct_io import DirectFile, WriteStream
 from converters.storage.pool import run_all
 from converters.storage.torch_archives import TorchArchives, region
@@ -61,7 +62,7 @@ SHARD_SIZE = 2**30
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a stacked tensor that is produced when its bytes are due."""
+    """A part of a stacked tensor, with the function that produces it when the writer needs its bytes."""
 
     key: str
     shape: tuple[int, ...]
@@ -119,7 +120,7 @@ def write_weights(
             with serialization.patch("save.compute_crc32", False):  # pyright: ignore[reportAttributeAccessIssue]
                 written = writer.write_data(plans[number], _Producer(shard, progress)).wait()
             write_bytes(finished, pickle.dumps(written))
-        # read back in either case: what shares an object with what decides the bytes of .metadata
+        # unpickled in either case: shared objects decide the bytes of .metadata, and a resume must not change them
         results[number] = pickle.loads(finished.read_bytes())
 
     run_all((lambda number=number: write(number)) for number in range(len(plans)))
@@ -167,7 +168,7 @@ class _Files(FileSystem):
 
 
 class _Writer(FileSystemWriter):
-    """Writes the same bytes every time: without the path and the random number that torch notes and nobody reads."""
+    """Deterministic writer: it leaves out the path and the random number that torch stores and no reader uses."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -178,7 +179,7 @@ class _Writer(FileSystemWriter):
 
 
 class _Producer(DefaultSavePlanner):
-    """Gives the writer each tensor when it asks for it."""
+    """Produces each tensor when the writer asks for it."""
 
     def __init__(self, pieces: Sequence[Piece], progress: Callable[[int, int], None]) -> None:
         super().__init__()
@@ -193,7 +194,7 @@ class _Producer(DefaultSavePlanner):
         piece = self.pieces[write_item.index]
         value = piece.produce().to(piece.dtype).reshape(piece.size)
         self.progress(piece.bytes, 1)
-        # torch.save writes a view's whole storage: a piece must own what it shows
+        # torch.save writes a view's whole storage: a piece must own exactly its bytes
         return value if value.untyped_storage().nbytes() == piece.bytes else value.clone()
 
 
@@ -212,7 +213,9 @@ class WeightsReader:
         try:
             self.metadata = self._reader.read_metadata()
         except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{folder}/.metadata is damaged ({error}): import or train it again.") from None
+            raise CheckpointError(
+                f"{folder}/.metadata is damaged ({one_line(error)}): import or train it again."
+            ) from None
         self._reader.set_up_storage_reader(self.metadata, is_coordinator=True)
         self._chunks = cache(self._chunks_by_leading)
         self._archives = TorchArchives()
@@ -264,9 +267,8 @@ class WeightsReader:
         try:
             parts = [self._read(item) for item in items]
         except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
-                f"{self.folder}: {key} cannot be read ({reason}): make the checkpoint again."
+                f"{self.folder}: {key} cannot be read ({one_line(error)}): make the checkpoint again."
             ) from None
         if len(parts) == 1:
             return parts[0].reshape(rest)
@@ -276,16 +278,16 @@ class WeightsReader:
         return whole.reshape(rest)
 
     def _read(self, item: ReadItem) -> torch.Tensor:
-        """What a chunk holds of what is wanted."""
+        """The part of a stored chunk that the item names."""
         stored = self._reader.storage_data[item.storage_index]
         file = self._open(self.folder / stored.relative_path)
         return self._archives.read(file, stored.offset, stored.length, item.storage_offsets, item.lengths)
 
     def _chunks_by_leading(self, key: str, axes: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
-        """Chunks by their indices along the stacked axes, which they never span; looked up instead of searched."""
-        found: dict[tuple[int, ...], list[ChunkStorageMetadata]] = defaultdict(list)
+        """Chunks by their indices along the stacked axes, for look-up; empty where a chunk spans several indices."""
+        chunks: dict[tuple[int, ...], list[ChunkStorageMetadata]] = defaultdict(list)
         for chunk in self.tensors[key].chunks:
             if set(chunk.sizes[:axes]) - {1}:
                 return {}
-            found[tuple(chunk.offsets[:axes])].append(chunk)
-        return dict(found)
+            chunks[tuple(chunk.offsets[:axes])].append(chunk)
+        return dict(chunks)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from common.artifacts import write_text
 from common.errors import CheckpointError
+from common.values import one_line
 from converters.storage.direct_io import DirectFile
 from converters.storage.pool import run_all
 from converters.storage.stored_tensor import DTYPES, StoredTensor, stored_tensors
@@ -74,14 +75,14 @@ class SafetensorsReader:
         if self._single:
             return dict.fromkeys(self._open(self._single).keys(), self._single)
         if (self.folder / INDEX).is_file():
-            found = self._read_index()
+            files = self._read_index()
         elif (self.folder / SINGLE).is_file():
-            found = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+            files = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
         else:
             raise CheckpointError(f"{self.folder} holds neither {INDEX} nor {SINGLE}: fetch the model again.")
-        if extra := sorted({file.name for file in self.folder.glob("*.safetensors")} - set(found.values())):
+        if extra := sorted({file.name for file in self.folder.glob("*.safetensors")} - set(files.values())):
             raise CheckpointError(f"{self.folder / extra[0]} belongs to no index: remove it, or fetch the model again.")
-        return found
+        return files
 
     def _read_index(self) -> dict[str, str]:
         index = self.folder / INDEX
@@ -109,7 +110,7 @@ class SafetensorsReader:
             except FileNotFoundError:
                 raise CheckpointError(f"{path} is missing: fetch the model again.") from None
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path} is truncated or damaged ({error}): fetch it again.") from None
+                raise CheckpointError(f"{path} is truncated or damaged ({one_line(error)}): fetch it again.") from None
         return self._opened[name]
 
 

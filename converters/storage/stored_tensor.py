@@ -13,7 +13,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 class StoredTensor:
-    """Reads, and does not map: of a mapped file every page costs a fault, and counts as memory of this process."""
+    """A tensor that is read, not mapped: every mapped page costs a fault, and counts as memory of this process."""
 
     def __init__(self, file: DirectFile, start: int, stored: str, shape: tuple[int, ...]) -> None:
         self._file = file
@@ -48,7 +48,7 @@ class StoredTensor:
 
 
 def stored_tensors(file: DirectFile) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file whose header is known to be right.
+    """The tensors of a safetensors file whose header has been checked.
 
     Source: the safetensors format, https://huggingface.co/docs/safetensors: length, JSON header, data.
     """

@@ -1,4 +1,4 @@
-"""Tensors as torch.save stores them, of which parts are read: torch.load would read all, and copy it twice."""
+"""Read parts of tensors from torch.save's archives: torch.load would read whole tensors, and copy them twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from converters.storage.direct_io import DirectFile
 
 @dataclass(frozen=True)
 class _Layout:
-    """What torch says of an archive: where the same bytes stand before the data, the same holds."""
+    """Layout of an archive as torch.load reports it; archives with the same header bytes share it."""
 
     header: bytes
     dtype: torch.dtype
@@ -41,13 +41,13 @@ class TorchArchives:
     """Reads archives of one tensor each, whose layouts it learns from torch.load."""
 
     def __init__(self) -> None:
-        self._layouts: dict[int, _Layout] = {}  # by the archive's length, which alone does not decide
+        self._layouts: dict[int, _Layout] = {}  # by the archive's length; the header's bytes are compared as well
         self._lock = threading.Lock()
 
     def read(
         self, file: DirectFile, position: int, size: int, offsets: Sequence[int], lengths: Sequence[int]
     ) -> torch.Tensor:
-        """A part of the tensor whose archive stands in a file: along each axis, from an offset on, so many items.
+        """A part of the tensor whose archive stands in a file: `lengths` items from `offsets` on along each axis.
 
         Raises:
             RuntimeError, ValueError, EOFError, pickle.UnpicklingError: there is no whole archive.
@@ -64,7 +64,7 @@ class TorchArchives:
         return whole[region(offsets, lengths)]
 
     def _learn(self, file: DirectFile, position: int, size: int) -> _Layout:
-        # a tensor without memory, of a storage that knows where in the archive it stands
+        # a tensor without memory; its storage knows its offset in the archive
         with self._lock, FakeTensorMode():
             stream = io.BufferedReader(_Slice(file, position, size))
             tensor = torch.load(stream, map_location="cpu", weights_only=True)
@@ -83,21 +83,21 @@ class TorchArchives:
 
 
 def region(offsets: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
-    """The index of a part of a tensor: along each axis, from an offset on, so many items."""
+    """The index of a part of a tensor: `lengths` items from `offsets` on along each axis."""
     return tuple(slice(start, start + length) for start, length in zip(offsets, lengths, strict=True))
 
 
 def _items(file: DirectFile, position: int, size: int, dtype: torch.dtype) -> torch.Tensor:
-    found = file.read(position, size)
-    if len(found) < size:
+    content = file.read(position, size)
+    if len(content) < size:
         raise EOFError(f"{file.path.name} is truncated")
     if not size:
         return torch.empty(0, dtype=dtype)
-    if found.ctypes.data % 8:  # archives begin anywhere; the kernels take items where they may begin
+    if content.ctypes.data % 8:  # archives begin at any byte; the kernels need aligned items
         moved = empty_bytes(size)
-        moved[:] = found
-        found = moved
-    return torch.from_numpy(found).view(dtype)
+        moved[:] = content
+        content = moved
+    return torch.from_numpy(content).view(dtype)
 
 
 class _Slice(io.RawIOBase):
@@ -121,7 +121,7 @@ class _Slice(io.RawIOBase):
 
     def readinto(self, into: memoryview) -> int:
         size = min(len(into), self._size - self._position)
-        found = self._file.read(self._start + self._position, max(0, size))
-        into[: len(found)] = found.data
-        self._position += len(found)
-        return len(found)
+        content = self._file.read(self._start + self._position, max(0, size))
+        into[: len(content)] = content.data
+        self._position += len(content)
+        return len(content)

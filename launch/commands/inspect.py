@@ -43,7 +43,7 @@ def inspect_run(
     is_adapter = tuned.adapter is not None
     with bars() as progress:
         weights = tuned.adapter or tuned.weights
-        found = changes(start.weights, weights, start.config, is_adapter=is_adapter, progress=progress)
+        matrix_changes = changes(start.weights, weights, start.config, is_adapter=is_adapter, progress=progress)
     kept = {name_of(path): parts_of(path) for path in kept_checkpoints(opened)}
     job = InspectJob(
         {name: parts.resolved() for name, parts in {"before": start, **kept}.items()},
@@ -57,11 +57,11 @@ def inspect_run(
     history = read_history(opened.finetune)
     steps_an_epoch = len(load_prepared(opened.data).training) / recipe.data.global_batch_size
     weights = [
-        {**asdict(each), "relative": each.relative, "effective_rank": each.effective_rank} for each in found
+        {**asdict(each), "relative": each.relative, "effective_rank": each.effective_rank} for each in matrix_changes
     ]  # fmt: skip
     facts = {"run": str(run), "weights": weights, "history": history, "steps_an_epoch": steps_an_epoch, **answered}
     with artifacts.new_folder(out) as folder:
         (folder / "inspect.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        write_html(folder / "inspect.html", recipe.name, found, answered, history, steps_an_epoch)
+        write_html(folder / "inspect.html", recipe.name, matrix_changes, answered, history, steps_an_epoch)
         artifacts.write_manifest(folder, "inspection", {"run": str(run), "checkpoints": list(job.systems)})
     print(f"wrote {out} in {time.perf_counter() - started:.1f} s; read {out / 'inspect.html'}")

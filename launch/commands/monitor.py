@@ -131,9 +131,9 @@ def _print_from(launch: Launch, stage: str, start: int) -> int:
 def _local_log(job: Any, launch: Launch) -> Path:
     """Docker's container tees its output; torchx keeps that of a local process; else the libraries' own log."""
     for pattern in ("log_*.out", "**/combined.log", "**/stdout.log"):
-        found = sorted(job.folder.glob(pattern), key=lambda file: file.stat().st_mtime)
-        if found and found[-1].stat().st_size:
-            return found[-1]
+        files = sorted(job.folder.glob(pattern), key=lambda file: file.stat().st_mtime)
+        if files and files[-1].stat().st_size:
+            return files[-1]
     return launch.run / "logs" / f"{job.stage}.log"
 
 

@@ -1,4 +1,4 @@
-"""What Slurm says about jobs."""
+"""States of Slurm jobs, from sacct and scontrol."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def job_states(tunnel: Any, ids: list[str]) -> dict[str, JobState]:
     if not ids:
         return {}
     answer = ask(tunnel, "sacct", "-XnP", "--format=JobIDRaw,State,ExitCode,NodeList", "-j", ",".join(ids))
-    found = dict(_from_sacct(line) for line in answer.out.splitlines() if line.count("|") == 3) if answer.ok else {}
+    states = dict(_from_sacct(line) for line in answer.out.splitlines() if line.count("|") == 3) if answer.ok else {}
     # Accounting lags behind by seconds, and is not everywhere; the controller forgets by MinJobAge.
     for job in ids:
-        if job not in found or found[job].active:
+        if job not in states or states[job].active:
             shown = ask(tunnel, "scontrol", "-o", "show", "job", job)
             if shown.ok and "JobState=" in shown.out:
-                found[job] = _from_scontrol(shown.out)
-    return found
+                states[job] = _from_scontrol(shown.out)
+    return states
 
 
 def _from_sacct(line: str) -> tuple[str, JobState]:

@@ -13,7 +13,7 @@ from launch.executors.profiles import Profile
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command said."""
+    """Result of a command: whether it succeeded, its stdout and its stderr."""
 
     ok: bool
     out: str

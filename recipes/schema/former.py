@@ -16,14 +16,14 @@ def renamed(tree: Any) -> Any:
         return [renamed(item) for item in tree]
     if not isinstance(tree, dict):
         return tree
-    found = {name: renamed(value) for name, value in tree.items() if name != _TARGET}
-    if is_former(tree) and isinstance(found.get("optim"), dict):
-        bf16 = found["model"].get("precision", "bf16") == "bf16"
-        config = found["optim"].get("config", {})
-        found["optim"]["config"] = {n: v for n, v in config.items() if not (n in _DERIVED and v == bf16)}
-    if _LAZY in found:
-        found[_LAZY] = _MOVED.get(found[_LAZY], found[_LAZY])
-    return found
+    fields = {name: renamed(value) for name, value in tree.items() if name != _TARGET}
+    if is_former(tree) and isinstance(fields.get("optim"), dict):
+        bf16 = fields["model"].get("precision", "bf16") == "bf16"
+        config = fields["optim"].get("config", {})
+        fields["optim"]["config"] = {n: v for n, v in config.items() if not (n in _DERIVED and v == bf16)}
+    if _LAZY in fields:
+        fields[_LAZY] = _MOVED.get(fields[_LAZY], fields[_LAZY])
+    return fields
 
 
 def is_former(tree: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Services that take a training's figures: what would keep them from it, known before anything starts."""
+"""Checks before a launch that the service named by `logger=` can take a training's figures."""
 
 from __future__ import annotations
 

@@ -49,10 +49,10 @@ def _child(node: Any, name: str, path: str, key: str) -> Any:
     child = getattr(node, name, None)
     if isinstance(child, fdl.Buildable | dict):
         return child
-    known = _parameters(node)
-    if name not in known:
-        raise _unknown(key, path, known)
-    child = _as_config(child, known[name], path, key)
+    parameters = _parameters(node)
+    if name not in parameters:
+        raise _unknown(key, path, parameters)
+    child = _as_config(child, parameters[name], path, key)
     setattr(node, name, child)
     return child
 
@@ -81,12 +81,12 @@ def _set(node: Any, name: str, text: str, key: str) -> None:
     if _is_lazy(node) and declared:
         setattr(node, name, _like(value, getattr(node, name), key))
         return
-    known = _parameters(node)
-    if name not in known:
-        raise _unknown(key, key, known)
-    if takes_text(known[name]) and value is not None:
+    parameters = _parameters(node)
+    if name not in parameters:
+        raise _unknown(key, key, parameters)
+    if takes_text(parameters[name]) and value is not None:
         value = text  # a file may be called 007 or 1e5
-    setattr(node, name, fit(known[name], value, key, SOURCE))
+    setattr(node, name, fit(parameters[name], value, key, SOURCE))
 
 
 def _is_lazy(node: Any) -> bool:
@@ -126,12 +126,12 @@ def _signature_chain(target: Any) -> list[inspect.Parameter]:
     return named
 
 
-def _unknown(key: str, path: str, known: Iterable[str]) -> ConfigurationError:
-    return ConfigurationError(f"{key}: there is no field {path!r} in this recipe; {near_ones(path, known)}.")
+def _unknown(key: str, path: str, names: Iterable[str]) -> ConfigurationError:
+    return ConfigurationError(f"{key}: there is no field {path!r} in this recipe; {near_ones(path, names)}.")
 
 
 def _like(value: Any, present: Any, key: str) -> Any:
-    """`value` for an argument that the recipe sets already: of the same kind as what stands there."""
+    """`value` for an argument that the recipe sets already, checked against the kind of the present value."""
     if value is None or present is None:
         return value
     if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ConfigurationError
-from data_prep.cleaning import RULES, Cleaner, one_line
+from data_prep.cleaning import RULES, Cleaner, cleaned_name
 
 
 @pytest.mark.parametrize(
@@ -63,5 +63,5 @@ def test_what_is_cleaned_can_be_written_and_has_no_outer_blanks(text: str):
 
 @given(st.text())
 def test_labels_stay_on_one_line(text: str):
-    assert "\n" not in one_line(text)
-    assert one_line(one_line(text)) == one_line(text)
+    assert "\n" not in cleaned_name(text)
+    assert cleaned_name(cleaned_name(text)) == cleaned_name(text)

@@ -137,16 +137,16 @@ def _stage(run: Any, name: str) -> None:
 
 def _stop_after(how: str, step: int) -> None:
     """Have this process interrupted at the end of a step."""
-    from training.callbacks.preemption import SaveOnTerm
+    from training.callbacks.preemption import SaveOnSigterm
 
-    original = SaveOnTerm.on_train_batch_end
+    original = SaveOnSigterm.on_train_batch_end
 
     def interrupted(self: Any, trainer: Any, *arguments: Any) -> None:
         if trainer.global_step == step:
             os.kill(os.getpid(), signal.SIGTERM if how == "term" else signal.SIGKILL)
         original(self, trainer, *arguments)
 
-    SaveOnTerm.on_train_batch_end = interrupted  # type: ignore[method-assign]
+    SaveOnSigterm.on_train_batch_end = interrupted  # type: ignore[method-assign]
 
 
 def _forked(bodies: list[Callable[[], None]], out: Path) -> int:

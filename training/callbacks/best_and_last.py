@@ -1,4 +1,4 @@
-"""When a training is saved: after each validation, and every so many steps where none is due; the best and the last."""
+"""Best and last checkpoint of a training: saved after each validation, and every N steps where none is due."""
 
 from __future__ import annotations
 

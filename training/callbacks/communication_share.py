@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-EVERY = 100  # steps between profiled ones: the profiler slows the step that it watches
+EVERY = 100  # steps between profiled ones: the profiler slows the step that it measures
 
 
 class CommunicationShare:
@@ -20,13 +20,13 @@ class CommunicationShare:
         self._profile: Any = None
 
     def start(self) -> None:
-        """Begin to watch the GPU's kernels."""
+        """Start to profile the GPU's kernels."""
         if torch.cuda.is_available():
             self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
             self._profile.start()
 
     def stop(self, seconds: float) -> float | None:
-        """The share of the `seconds` since `start` in which an NCCL kernel ran; None where nothing was watched."""
+        """The share of the `seconds` since `start` in which an NCCL kernel ran; None where nothing was profiled."""
         if self._profile is None:
             return None
         torch.cuda.synchronize()

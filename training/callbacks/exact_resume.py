@@ -1,4 +1,4 @@
-"""What lets an interrupted training go on exactly as the unbroken one would have: same batches, same random numbers.
+"""Exact resume: a resumed training uses the same batches and random numbers as one that was never interrupted.
 
 Weights, optimizer state, learning rate and the number of consumed samples are in NeMo's checkpoints; these are not.
 """
@@ -12,14 +12,14 @@ import torch
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 
-class GoesOnExactly(pl.Callback):
-    """Makes batches and random numbers of a step depend on the recipe's seed and the step only."""
+class ExactResume(pl.Callback):
+    """Makes the batches and random numbers of a step depend only on the recipe's seed and the step."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count batches and samples from where this start began.
+        """Count batches and samples from the checkpoint that this start resumes.
 
         NeMo's sampler begins with the sample that comes next and is as long as what is left of the training, while
         Lightning 2.4 (`_TrainingEpochLoop.reset`) takes the batches before the checkpoint for fetched ones: the epoch

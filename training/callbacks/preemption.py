@@ -1,4 +1,4 @@
-"""SIGTERM, as a cluster sends it before it takes a machine away: training saves first, then ends."""
+"""On SIGTERM, which a cluster sends before it takes a machine away, a training saves a checkpoint and ends."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nemo.lightning.pytorch.callbacks import PreemptionCallback
 from training.callbacks.best_and_last import validation_follows
 
 
-class SaveOnTerm(PreemptionCallback):
-    """NeMo's callback, also over gloo: NeMo's own (2.7.3) looks for the signal on a CUDA device only."""
+class SaveOnSigterm(PreemptionCallback):
+    """NeMo's PreemptionCallback, also over gloo: NeMo's own (2.7.3) passes the signal on through a CUDA tensor only."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
-        """Save and end, but not between a step and its validation: the next step's end will do."""
+        """Save and end; between a step and its validation wait for the end of the next step."""
         if not validation_follows(trainer):
             super().on_train_batch_end(trainer, *arguments)
 

@@ -1,4 +1,4 @@
-"""What a training tells while it runs: one row of figures a step, and everywhere the same ones.
+"""Metrics of a training: one row of figures a step, the same in the history, the loggers and on the console.
 
 The row goes to history.jsonl, from which pictures are made, to the loggers (TensorBoard and what `logger=` asks for),
 and as a plain line to the console. NeMo's own progress printer cannot be used: it all-gathers timers on rank 0 alone
@@ -28,8 +28,8 @@ from training.callbacks.expert_load import ExpertLoad, entropy, largest_share
 Row = dict[str, Any]
 
 
-class Watch(pl.Callback):
-    """Measures every step, and on every `every`-th the experts' load and the GPU's memory, which cost a little more.
+class StepMetrics(pl.Callback):
+    """Measures every step; on every `every`-th also the experts' load and the GPU's memory, which cost more.
 
     A row holds `step`, `loss`, `lr`, `grad_norm`, `tokens` (positions of the whole batch, padding included), `seconds`,
     `tokens_per_second_per_gpu`; on a GPU whose peak is known `mfu`; on every `every`-th step `expert_entropy` and
