@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install demo test test-fast lint types clean
+.PHONY: install demo test test-fast gpu-path-env test-gpu-path lint types clean
 
 install: $(VENV)/.installed  ## the package, NeMo and the tools, at the versions of constraints.txt
 
@@ -23,6 +23,20 @@ test: install  ## everything that can run here
 
 test-fast: install  ## what needs no training
 	$(BIN)/python -m pytest -m 'not slow'
+
+# Transformer Engine's wheels and the libraries that stand in for CUDA's: a few hundred MB, made once.
+gpu-path-env: .gpu-path/.installed .gpu-path-newest/.installed  ## what test-gpu-path needs: no GPU, no CUDA, gcc
+
+.gpu-path/.installed: tests/gpu_path/requirements.txt tests/gpu_path/install.sh tests/gpu_path/fake_gpu.c | install
+	tests/gpu_path/install.sh $(BIN)/python .gpu-path tests/gpu_path/requirements.txt
+	@touch $@
+
+.gpu-path-newest/.installed: tests/gpu_path/requirements-newest.txt tests/gpu_path/install.sh tests/gpu_path/fake_gpu.c | install
+	tests/gpu_path/install.sh $(BIN)/python .gpu-path-newest tests/gpu_path/requirements-newest.txt
+	@touch $@
+
+test-gpu-path: gpu-path-env  ## the code that runs on a GPU, its kernels emulated
+	$(BIN)/python -m pytest tests/gpu_path
 
 lint: install
 	$(BIN)/ruff check .

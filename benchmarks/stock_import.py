@@ -17,6 +17,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import torch
+
 from modeling import cpu_backend
 
 cpu_backend.activate()
@@ -65,11 +67,11 @@ class StockImporter(gpt_oss.HFGPTOSSImporter):
             names = tuple(f"**.self_attn.{part}_proj.{kind}" for part in "qkv")
             transforms.append(io.state_transform(names, f"**.self_attention.linear_qkv.{kind}", merge))
             for theirs, ours, change in (
-                ("gate_up_proj", "linear_fc1", lambda x: [gpt_oss._interleave(e) for e in x]),
-                ("down_proj", "linear_fc2", lambda x: [*x]),
+                ("gate_up_proj", "linear_fc1", lambda x: torch.stack([gpt_oss._interleave(e) for e in x])),
+                ("down_proj", "linear_fc2", lambda x: x),
             ):
                 name = f"**.mlp.experts.{theirs}" + ("_bias" if kind == "bias" else "")
-                experts = f"**.mlp.experts.local_experts.*.{ours}.{kind}"
+                experts = f"**.mlp.experts.{ours}.{kind}"
                 transforms.append(io.state_transform(name, experts, change))
         io.apply_transforms(source, target, mapping=same, transforms=transforms, cast_dtype=self.config.params_dtype)
         return target

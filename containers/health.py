@@ -6,8 +6,6 @@ import importlib
 import sys
 from pathlib import Path
 
-CUDNN, TRANSFORMER_ENGINE = (9, 18), (2, 12)  # attention sinks with packed sequences
-
 
 def main() -> int:
     """Print a line for each part; 0 when training can run."""
@@ -31,27 +29,29 @@ def main() -> int:
         told.append("device: CPU; gloo between processes; Megatron's unfused attention and experts one by one")
     else:
         told += _gpu(torch)
-        healthy = healthy and not any("TOO OLD" in line or "MISSING" in line for line in told)
+        healthy = healthy and not any("UNSUPPORTED" in line or "MISSING" in line for line in told)
     print("\n".join(told))
     return 0 if healthy else 1
 
 
 def _gpu(torch) -> list[str]:  # type: ignore[no-untyped-def]
-    cudnn = torch.backends.cudnn.version() or 0
-    found = (cudnn // 10_000, cudnn // 100 % 100)
-    lines = [f"device: {torch.cuda.get_device_name(0)} × {torch.cuda.device_count()}; NCCL between processes"]
-    lines.append(f"cuDNN {found[0]}.{found[1]}" + ("" if found >= CUDNN else ": TOO OLD for sinks with packing"))
+    """Versions, and what the recipes' attention gets: `modeling.attention` decides, as it does for training."""
+    from common.errors import ConfigurationError
+    from modeling.attention import attention_backend, this_machine
+
+    machine = this_machine()
+    lines = [f"device: {torch.cuda.get_device_name(0)} × {machine.gpus}; NCCL between processes", str(machine)]
     try:
-        import transformer_engine  # pyright: ignore[reportMissingImports]
+        import transformer_engine  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         return [*lines, f"Transformer Engine: MISSING ({error})"]
-    version = tuple(int(part) for part in transformer_engine.__version__.split("+")[0].split(".")[:2])
-    old = version < TRANSFORMER_ENGINE
-    lines.append(
-        f"Transformer Engine {transformer_engine.__version__}" + (": TOO OLD for sinks with packing" if old else "")
-    )
-    lines.append("attention: cuDNN fused, with sinks; experts: grouped GEMM")
-    return lines
+    for use, packed, precision in (("bf16, packed", True, "bf16"), ("bf16", False, "bf16"), ("fp32", False, "fp32")):
+        try:
+            backend = attention_backend(machine, packed=packed, precision=precision)
+            lines.append(f"attention, {use}: {backend}, with sinks")
+        except ConfigurationError as error:
+            lines.append(f"attention, {use}: UNSUPPORTED, {error}")
+    return [*lines, "experts: grouped GEMM"]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 from common import artifacts
 from common.errors import CheckpointError
 from common.progress import Progress, TensorCounter, quiet
+from converters.extra_states import empty_states
 from converters.hf_reader import SCALES, HfReader
 from converters.hub import find
 from converters.mapping import Entry, Place, layers_of, places
@@ -31,7 +32,6 @@ from converters.output_folder import (
 )
 from converters.storage.nemo_weights import PREFIX, Piece, write_weights
 from converters.storage.safetensors_files import Group, Slab, TensorSpec, write_file
-from modeling.hf_config import GptOssConfig
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -128,22 +128,6 @@ def _scales(reader: HfReader) -> list[Group]:
 
 def _scales_of(reader: HfReader, entry: Entry, place: Place, name: str) -> list[Slab]:
     return [Slab(name, place.leading[1], reader.scales(entry, place))]
-
-
-def empty_states(config: GptOssConfig) -> list[str]:
-    """Keys of Transformer Engine's FP8 states, which every linear layer asks for and none of our precisions uses.
-
-    megatron-core 0.15.3 names them `KEY/shard_<layer>[.<expert>]_<layers>[.<experts>]` (ShardedObject.unique_key).
-    """
-    layer = PREFIX + "decoder.layers."
-    attention = [
-        f"{layer}self_attention.{name}._extra_state" for name in ("linear_qkv", "linear_proj", "core_attention")
-    ]
-    experts = [f"{layer}mlp.experts.experts.{name}._extra_state" for name in ("linear_fc1", "linear_fc2")]
-    layers = range(config.num_layers)
-    keys = [f"{key}/shard_{i}_{config.num_layers}" for key in attention for i in layers]
-    total = f"{config.num_layers}.{config.num_experts}"
-    return keys + [f"{key}/shard_{i}.{e}_{total}" for key in experts for i in layers for e in range(config.num_experts)]
 
 
 def _write_config(reader: HfReader, file: Path) -> None:

@@ -17,9 +17,10 @@ _EXPORTED = {"bf16": 2, "fp32": 4, "mxfp4": 2}  # bytes a parameter; MXFP4 takes
 ROOM = 10**9  # tokenizers, tickets, logs, reports
 
 
-def refusal_of(recipe: Recipe, gpu_memory: str) -> Iterator[str]:
-    """Why the training cannot run at the recipe's layout, if it cannot, and what would."""
-    plan, layout, size = plan_of(recipe), recipe.layout, parse_size(gpu_memory)
+def refusal_of(recipe: Recipe, gpu_memory: str | int) -> Iterator[str]:
+    """Why the training cannot run at the recipe's layout, if it cannot, and what would; memory as 80GB or in bytes."""
+    plan, layout = plan_of(recipe), recipe.layout
+    size = gpu_memory if isinstance(gpu_memory, int) else parse_size(gpu_memory)
     if plan is None:
         return
     cluster = Cluster(recipe.nodes, recipe.processes, size)

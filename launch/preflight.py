@@ -14,6 +14,7 @@ from data_prep.sources import SUFFIXES
 from launch import store
 from launch.executors.tunnel import ask, is_remote
 from launch.launch_plan import LaunchPlan
+from modeling import attention
 from pipeline.pending import not_made
 from recipes.schema.logger_checks import obstacles
 
@@ -49,12 +50,25 @@ def _gpus(plan: LaunchPlan) -> Iterator[str]:
         )
 
 
-def _fits(plan: LaunchPlan) -> Iterator[str]:
-    if plan.recipe.model.toy or not plan.profile.gpu_memory or not plan.trains:
+def _machine(plan: LaunchPlan) -> Iterator[str]:
+    if not plan.trains:
         return
-    from launch.estimates import refusal_of
+    from launch import machine
 
-    yield from refusal_of(plan.recipe, plan.profile.gpu_memory)
+    yield from machine.obstacles_anywhere(plan.recipe)
+    if plan.profile.executor == "local" and not plan.recipe.model.toy:
+        yield from machine.obstacles_here(plan.recipe, attention.this_machine())
+
+
+def _fits(plan: LaunchPlan) -> Iterator[str]:
+    if plan.recipe.model.toy or not plan.trains:
+        return
+    given, is_local = plan.profile.gpu_memory, plan.profile.executor == "local"
+    here = attention.this_machine() if is_local and not given else attention.Machine()
+    if size := given or here.gpu_memory:
+        from launch.estimates import refusal_of
+
+        yield from refusal_of(plan.recipe, size)
 
 
 def _image(plan: LaunchPlan) -> Iterator[str]:
@@ -218,6 +232,7 @@ def _refused_by_slurm(plan: LaunchPlan) -> Iterator[str]:
 CHECKS: tuple[Callable[[LaunchPlan], Iterator[str]], ...] = (
     _sbatch,
     _gpus,
+    _machine,
     _fits,
     _image,
     _paths,

@@ -1,7 +1,12 @@
-"""Which attention kernel a container can use: gpt-oss has sinks, and few kernels do. Imports no Megatron."""
+"""Which attention kernel a machine can use: gpt-oss has sinks, and few kernels do. Imports no Megatron.
+
+Everything that asks goes through `attention_backend`: training, the container's health check, preflight, the planner.
+`tests/gpu_path` compares its answers with those of Transformer Engine's own code.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
@@ -12,41 +17,127 @@ from common.errors import ConfigurationError
 # packed sequences from cuDNN 9.18 and Transformer Engine 2.12 on (issue 2483, pull request 2568). Its flash-attention
 # backend has none.
 SINKS, FUSED, PACKED, PACKED_FUSED = Version("2.8"), Version("9.13.1"), Version("2.12"), Version("9.18")
+AMPERE, HOPPER, SMALL_BLACKWELL = (8, 0), (9, 0), (12, 0)
+"""Compute capabilities: the first with bf16; the first whose fused kernel takes packed sequences; one that does not."""
+CP_EXCHANGE = "a2a"
+"""How context-parallel ranks exchange keys and values: with sinks Transformer Engine 2.12 knows no other way."""
 
 
-def installed_versions() -> tuple[Version | None, Version | None]:
-    """Versions of Transformer Engine and of the cuDNN that torch uses; None where there is none."""
+@dataclass(frozen=True)
+class Machine:
+    """What a machine has for attention; None where there is none of it.
+
+    Attributes:
+        engine, cudnn: versions of Transformer Engine and of the cuDNN that torch uses.
+        capability: CUDA compute capability, the lowest of all GPUs.
+        gpus, gpu_memory: GPUs, and bytes of the smallest.
+    """
+
+    engine: Version | None = None
+    cudnn: Version | None = None
+    capability: tuple[int, int] | None = None
+    gpus: int = 0
+    gpu_memory: int = 0
+
+    def __str__(self) -> str:
+        if self.capability is None:
+            return "no GPU"
+        parts = (("Transformer Engine", self.engine), ("cuDNN", self.cudnn))
+        told = [f"{name} {found}" if found else f"no {name}" for name, found in parts]
+        return ", ".join([*told, f"compute capability {_dotted(self.capability)}"])
+
+
+def this_machine() -> Machine:
+    """The machine that this process runs on."""
     import torch
 
     try:
         engine = Version(version("transformer_engine"))
     except PackageNotFoundError:
         engine = None
-    number = torch.backends.cudnn.version() if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return Machine(engine)
+    number = torch.backends.cudnn.version()
     # 91801 is 9.18.1
     cudnn = Version(f"{number // 10000}.{number // 100 % 100}.{number % 100}") if number else None
-    return engine, cudnn
+    gpus = range(torch.cuda.device_count())
+    return Machine(
+        engine,
+        cudnn,
+        min(torch.cuda.get_device_capability(gpu) for gpu in gpus),
+        len(gpus),
+        min(torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus),
+    )
 
 
-def attention_backend(engine: Version | None, cudnn: Version | None, *, packed: bool) -> str:
+def attention_backend(machine: Machine, *, packed: bool, precision: str = "bf16", context: int = 1) -> str:
     """The name in Megatron's `AttnBackend` of the fastest backend that computes gpt-oss attention rightly.
 
     Args:
-        engine, cudnn: as `installed_versions` gives them.
         packed: whether several tickets share a sequence.
+        precision: of the model, "bf16" or "fp32".
+        context: ranks that share a sequence (context parallelism).
     Raises:
-        ConfigurationError: packed sequences with sinks are beyond these versions.
+        ConfigurationError: no backend does; the message says what is missing and what to set.
+    Source: `get_attention_backend` of Transformer Engine 2.12.0 (dot_product_attention/utils.py), and
+        `nvte_get_fused_attn_backend` of its library.
     """
-    if packed and (engine is None or cudnn is None or engine < PACKED or cudnn < PACKED_FUSED):
-        raise ConfigurationError(
-            f"packed sequences with attention sinks need Transformer Engine {PACKED} and cuDNN {PACKED_FUSED}; "
-            f"this has {engine or 'no Transformer Engine'} and {cudnn or 'no cuDNN'}: set data.packed=false, or use "
-            "the image of containers/."
-        )
-    if engine is None:
-        return "local"
-    if engine < SINKS:
+    engine = machine.engine and Version(machine.engine.base_version)  # a development build counts as what it becomes
+    if engine is not None and engine < SINKS:
         raise ConfigurationError(
             f"Transformer Engine {engine} knows no attention sinks: use {SINKS}, as the image of containers/ has."
         )
-    return "fused" if cudnn is not None and cudnn >= FUSED else "unfused"
+    if packed and context > 1:
+        # megatron-core 0.15.3, `get_batch_on_this_cp_rank`: it slices the packed lengths like a tensor of tokens.
+        raise ConfigurationError(
+            f"packed sequences cannot be split over {context} ranks: set data.packed=false, or "
+            "trainer.strategy.context_parallel_size=1."
+        )
+    fused = _has_fused(engine, machine, precision)
+    if packed:
+        _refuse_packing(engine, machine, precision)
+    if context > 1 and not fused:
+        raise ConfigurationError(
+            f"context parallelism with attention sinks needs bf16, Transformer Engine {SINKS}, cuDNN {FUSED} and "
+            f"compute capability {_dotted(AMPERE)}; this is {precision} with {machine}: set "
+            "trainer.strategy.context_parallel_size=1."
+        )
+    if engine is None:
+        return "local"
+    return "fused" if fused else "unfused"
+
+
+def _has_fused(engine: Version | None, machine: Machine, precision: str) -> bool:
+    """Whether cuDNN's kernel takes sequences that are not packed; it computes in 16 bits alone."""
+    new_enough = machine.capability is not None and machine.capability >= AMPERE
+    return (
+        engine is not None
+        and machine.cudnn is not None
+        and machine.cudnn >= FUSED
+        and new_enough
+        and precision == "bf16"
+    )
+
+
+def _refuse_packing(engine: Version | None, machine: Machine, precision: str) -> None:
+    if precision != "bf16":
+        raise ConfigurationError(
+            f"packed sequences with attention sinks need bf16, this trains in {precision}: set data.packed=false, or "
+            "model.precision=bf16."
+        )
+    capability = machine.capability
+    enough = engine is not None and machine.cudnn is not None and engine >= PACKED and machine.cudnn >= PACKED_FUSED
+    if not enough or capability is None:
+        raise ConfigurationError(
+            f"packed sequences with attention sinks need Transformer Engine {PACKED} and cuDNN {PACKED_FUSED}; "
+            f"this has {machine}: set data.packed=false, or use the image of containers/."
+        )
+    if capability < HOPPER or capability == SMALL_BLACKWELL:
+        raise ConfigurationError(
+            f"packed sequences with attention sinks need a GPU of compute capability {_dotted(HOPPER)} (H100) or of "
+            f"10.0 (B200), this one has {_dotted(capability)}: set data.packed=false."
+        )
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"

@@ -216,8 +216,9 @@ def _redirect_nemo() -> None:
 
     # peft/lora.py:703 compares with te.Linear whether or not Transformer Engine is there; peft/utils.py:68 keeps mock
     # classes of megatron-core's extension, on which isinstance fails
-    lora.te = SimpleNamespace(Linear=type("NoTransformerEngineLinear", (), {}))
-    peft_utils.HAVE_TE, peft_utils.TECL, peft_utils.TERL = False, (), ()
+    if not lora.HAVE_TE:
+        lora.te = SimpleNamespace(Linear=type("NoTransformerEngineLinear", (), {}))
+        peft_utils.HAVE_TE, peft_utils.TECL, peft_utils.TERL = False, (), ()
 
     # progress_printer.py:153 all-gathers Megatron's timers on rank 0 alone; every later collective is then off by one
     progress_printer.ProgressPrinter.log_megatron_timers = lambda self, timers: None

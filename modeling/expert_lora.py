@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
-from megatron.core.transformer.moe.experts import SequentialMLP, TEGroupedMLP
+from megatron.core.transformer.moe.experts import TEGroupedMLP
 from megatron.core.transformer.moe.router import Router
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from nemo.collections.llm.peft.lora import LoRA, LoRALinear
@@ -27,12 +27,8 @@ from nemo.utils import logging
 from torch import nn
 
 from common.errors import ConfigurationError
-from modeling.gradients import experts_have_own_replicas
-from modeling.grouped_experts import become_grouped
+from modeling.expert_linear import expert_shards, grouped_linear, mark_expert_parameter
 from modeling.lora_targets import ATTENTION, EXPERTS
-
-# Public since torch 2.10.
-_GROUPED_MM: Any = getattr(torch.nn.functional, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
 
 
 @dataclass
@@ -85,10 +81,11 @@ class GptOssLoRA(LoRA):
             m.register_forward_hook(lambda _module, _inputs, output: output.requires_grad_())
         if isinstance(m, Router) and self.train_router:
             m.requires_grad_(True)
-        if isinstance(m, SequentialMLP | TEGroupedMLP) and self.has_experts(self._layer):
+        if isinstance(m, TEGroupedMLP) and self.has_experts(self._layer):
             return self._adapt_experts(m)
         adapted = super().transform(m, name, prefix)
         if isinstance(adapted, LoRALinear) and adapted is not m:
+            _gather_input_itself(adapted)
             self._initialize_attention(adapted, str(name))
         return adapted
 
@@ -103,11 +100,9 @@ class GptOssLoRA(LoRA):
             return True
         return super().adapter_key_filter(key)
 
-    def _adapt_experts(self, experts: SequentialMLP | TEGroupedMLP) -> nn.Module:
+    def _adapt_experts(self, experts: TEGroupedMLP) -> nn.Module:
         hidden, ffn = experts.config.hidden_size, int(experts.config.moe_ffn_hidden_size or 0)
         sizes = {"linear_fc1": (hidden, 2 * ffn), "linear_fc2": (ffn, hidden)}
-        if isinstance(experts, SequentialMLP):
-            become_grouped(experts)
         device = next(experts.parameters()).device
         layer = self._place(experts.config.num_layers)
         for name, (in_features, out_features) in sizes.items():
@@ -160,32 +155,20 @@ class GptOssLoRA(LoRA):
         weight.copy_(whole)
 
 
-# ---- experts ------------------------------------------------------------------------------------------------------
+def _gather_input_itself(linear: LoRALinear) -> None:
+    """Have the adapter of a fused norm and linear layer gather the norm's output over the TP ranks.
 
-
-def grouped_linear(x: torch.Tensor, weight: torch.Tensor, tokens_per_expert: Sequence[int]) -> torch.Tensor:
-    """Multiply each expert's tokens with its own matrix, all experts at once.
-
-    Args:
-        x: (T, in), sorted by expert.
-        weight: (E, out, in).
-        tokens_per_expert: E counts whose sum is T; zeros are allowed.
-    Returns:
-        (T, out).
+    NeMo 2.7.3 asks Transformer Engine for that output gathered (peft/utils.py, `get_adapter_attributes_from_linear`),
+    and the backward pass of Transformer Engine 2.12.0 and 2.20.2 drops the gradient of a gathered one
+    (layernorm_linear.py: `return_layernorm_output and not return_layernorm_output_gathered`).
     """
-    if len(x) and _has_kernel(weight):
-        ends = torch.tensor(tokens_per_expert).cumsum(0, dtype=torch.int32).to(x.device)
-        return _GROUPED_MM(x.contiguous(), weight.transpose(1, 2), offs=ends)
-    return torch.cat([part @ matrix.T for part, matrix in zip(x.split(list(tokens_per_expert)), weight, strict=True)])
+    wrapped: Any = linear.to_wrap
+    if getattr(wrapped, "return_layernorm_output_gathered", False):
+        wrapped.return_layernorm_output_gathered = False
+        linear.adapter.disable_sequence_parallel_comm = False  # type: ignore[union-attr,assignment]
 
 
-def _has_kernel(weight: torch.Tensor) -> bool:
-    """Whether torch's grouped product takes these matrices: rows of whole 16 bytes; on CUDA bf16, from Hopper on."""
-    if _GROUPED_MM is None or any(size * weight.element_size() % 16 for size in weight.shape[1:]):
-        return False
-    if weight.is_cuda:
-        return weight.dtype == torch.bfloat16 and torch.cuda.get_device_capability(weight.device) >= (9, 0)
-    return weight.dtype in (torch.bfloat16, torch.float32)
+# ---- experts ------------------------------------------------------------------------------------------------------
 
 
 class ExpertMatrices(nn.Module):
@@ -194,11 +177,7 @@ class ExpertMatrices(nn.Module):
     def __init__(self, experts: int, out_features: int, in_features: int, dtype: torch.dtype, device: Any) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(experts, out_features, in_features, dtype=dtype, device=device))
-        # Megatron's DDP sums gradients of `allreduce` parameters over DP·CP, of the others over the expert's replicas.
-        self.weight.allreduce = not experts_have_own_replicas()  # type: ignore[attr-defined]
-        # Counted in the gradient norm on every TP rank: with EP each of them holds other experts.
-        self.weight.tensor_model_parallel = True  # type: ignore[attr-defined]
-        self.weight.partition_dim, self.weight.partition_stride = 0, 1  # type: ignore[attr-defined]
+        mark_expert_parameter(self.weight)
 
 
 class ExpertAdapter(nn.Module):
@@ -236,24 +215,8 @@ class ExpertAdapter(nn.Module):
         The layers' axis counts layers with adapters, where Megatron's own offset would count all: a checkpoint must
         not have holes.
         """
-        sharded_offsets = tuple(self.layer if axis == 0 else (axis, *rest) for axis, *rest in sharded_offsets)
-        experts = (
-            len(sharded_offsets),
-            parallel_state.get_expert_model_parallel_rank(),
-            parallel_state.get_expert_model_parallel_world_size(),
-        )
-        replica = (0, 0, parallel_state.get_expert_data_parallel_rank())
-        return {
-            f"{prefix}{name}": ShardedTensor.from_rank_offsets(
-                f"{prefix}{name}",
-                parameter,
-                *sharded_offsets,
-                experts,
-                replica_id=replica,
-                prepend_axis_num=len(sharded_offsets),
-            )
-            for name, parameter in self.named_parameters()
-        }
+        offsets = tuple(self.layer if axis == 0 else (axis, *rest) for axis, *rest in sharded_offsets)
+        return expert_shards(self, prefix, offsets)
 
 
 class ExpertLoRALinear(AdapterWrapper):
@@ -268,7 +231,7 @@ class ExpertLoRALinear(AdapterWrapper):
 
 def trainable_parameters(model: nn.Module) -> int:
     """Parameters that are trained, over all ranks, each counted once."""
-    kinds = (ExpertMatrices, SequentialMLP, TEGroupedMLP)
+    kinds = (ExpertMatrices, TEGroupedMLP)
     experts = {id(p) for m in model.modules() if isinstance(m, kinds) for p in m.parameters()}
     tp, ep = (
         parallel_state.get_tensor_model_parallel_world_size(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron.core import parallel_state
-from megatron.core.transformer.moe.experts import SequentialMLP, TEGroupedMLP
+from megatron.core.transformer.moe.experts import TEGroupedMLP
 from torch import nn
 
 
@@ -31,18 +31,18 @@ def correct_gradients(model: nn.Module) -> nn.Module:
     """
     parameter: Any
     for module in model.modules():
-        if isinstance(module, SequentialMLP | TEGroupedMLP):
+        if isinstance(module, TEGroupedMLP):
             for parameter in module.parameters():
                 parameter.allreduce = not experts_have_own_replicas()
                 parameter.sequence_parallel = False
-                _belongs_to_this_rank(parameter)
+                belongs_to_this_rank(parameter)
     for name, parameter in model.named_parameters():
         if name.endswith(".softmax_offset"):
-            _belongs_to_this_rank(parameter)
+            belongs_to_this_rank(parameter)
     return model
 
 
-def _belongs_to_this_rank(parameter: Any) -> None:
+def belongs_to_this_rank(parameter: Any) -> None:
     """Have the gradient norm count this parameter on every TP rank: it is no copy of another rank's."""
     parameter.tensor_model_parallel = True
     if not hasattr(parameter, "partition_dim"):

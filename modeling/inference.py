@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from modeling import cpu_backend
 
@@ -23,6 +24,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling  # noqa: 
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region  # noqa: E402
 from nemo.collections.llm.fn.base import walk  # noqa: E402
+from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 
 from common.errors import CheckpointError  # noqa: E402
 from modeling.hf_config import GptOssConfig  # noqa: E402
@@ -30,6 +32,8 @@ from modeling.layouts import Layout  # noqa: E402
 from modeling.model_config import nemo_config  # noqa: E402
 
 SINGLE = Layout()
+# torch's CheckpointException, which a missing key ends in, is a BaseException and no Exception.
+LOADING_ERRORS = (CheckpointException, dist_checkpointing.core.CheckpointingException, FileNotFoundError, KeyError)
 
 
 def initialize(layout: Layout = SINGLE, seed: int = 1234) -> None:
@@ -41,7 +45,7 @@ def initialize(layout: Layout = SINGLE, seed: int = 1234) -> None:
         if "RANK" in os.environ:
             torch.distributed.init_process_group(backend)
         else:  # a store in memory: no port that another process could take meanwhile
-            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+            torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     torch.manual_seed(seed)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,
@@ -103,7 +107,7 @@ def _load(model: torch.nn.Module, checkpoint: Path, wanted: Callable[[str], bool
     try:
         # Strict about what the model wants; a checkpoint may hold more (optimizer state, Transformer Engine's).
         loaded = dist_checkpointing.load(sharded, str(weights), strict=StrictHandling.RAISE_UNEXPECTED)
-    except (dist_checkpointing.core.CheckpointingException, FileNotFoundError, KeyError) as error:
+    except LOADING_ERRORS as error:
         raise CheckpointError(f"{weights} does not hold this model ({str(error)[:300]}): import it again.") from error
     state = {name.removeprefix("module."): value for name, value in loaded.items()}  # pyright: ignore[reportAttributeAccessIssue]
     missing = [name for name in model.load_state_dict(state, strict=False).missing_keys if wanted(name)]

@@ -52,11 +52,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Batch:
-    """How sequences are cut and batched: tokens a sequence, sequences a micro-batch and a step."""
+    """How sequences are cut and batched: tokens a sequence, sequences a micro-batch and a step.
+
+    A `packed` sequence holds several tickets.
+    """
 
     seq_length: int
     micro: int = 1
     total: int = 16
+    packed: bool = False
 
 
 def violations(
@@ -65,8 +69,9 @@ def violations(
     """What Megatron-core, NeMo or Transformer Engine would refuse in a layout; empty for a legal one.
 
     Source: megatron-core 0.15.3 `parallel_state.initialize_model_parallel`, `TransformerConfig.__post_init__`,
-    `MoELayer`, `num_microbatches_calculator`; Transformer Engine `AttnFuncWithCPAndQKVOA2A` for CP, since sinks allow
-    a2a only; nemo 2.7.3 `ParallelLinearAdapter`, which splits the rank by TP.
+    `MoELayer`, `num_microbatches_calculator`, `get_batch_on_this_cp_rank` for packed sequences; Transformer Engine
+    `AttnFuncWithCPAndQKVOA2A` for CP, since sinks allow a2a only; nemo 2.7.3 `ParallelLinearAdapter`, which splits the
+    rank by TP.
     """
     tp, ep, pp, cp = layout.tensor, layout.expert, layout.pipeline, layout.context
     if min(tp, ep, pp, cp) < 1:
@@ -88,6 +93,7 @@ def violations(
         rules.append((batch.seq_length % pieces == 0, f"{batch.seq_length} tokens do not divide by {pieces}"))
         step = batch.micro * max(1, layout.data_parallel(world))
         rules.append((batch.total % step == 0, f"a batch of {batch.total} does not divide by micro-batch·DP = {step}"))
+        rules.append((cp == 1 or not batch.packed, f"packed sequences cannot be split over CP = {cp} ranks"))
     return [sentence for kept, sentence in rules if not kept]
 
 

@@ -8,6 +8,8 @@ import torch
 from megatron.core.fusions.fused_bias_geglu import quick_gelu
 from nemo.collections.llm import GPTOSSConfig
 
+from common.errors import ConfigurationError
+from modeling import attention
 from modeling.gradients import correct_gradients
 from modeling.hf_config import GptOssConfig, megatron_arguments
 from modeling.layer_spec import local_block_spec
@@ -53,9 +55,16 @@ def nemo_config(
     # Otherwise each micro-batch counts alike however many answer tokens it holds, and how tickets are spread over
     # micro-batches and data-parallel ranks changes the gradient.
     arguments["calculate_per_token_loss"] = True
+    # megatron-core 0.15.3 rounds the logits' gradient to bf16 there, whatever they are (fused_cross_entropy.py:82):
+    # every gradient of an fp32 training would be 2e-3 off.
+    arguments["cross_entropy_loss_fusion"] = dtype == torch.bfloat16
     arguments["seq_length"] = seq_length
     arguments["bf16"] = dtype == torch.bfloat16
     arguments["params_dtype"] = arguments["pipeline_dtype"] = arguments["autocast_dtype"] = dtype
-    if not torch.cuda.is_available():
+    arguments["cp_comm_type"] = attention.CP_EXCHANGE  # Megatron's own choice, "p2p", has no backend with sinks
+    if overrides.get("apply_rope_fusion"):
+        # megatron-core 0.15.3, apply_rotary_pos_emb: the fused kernel takes no factor on cos and sin
+        raise ConfigurationError("apply_rope_fusion=true drops YaRN's factor of 1.35, which gpt-oss has: leave it out.")
+    if attention.this_machine().capability is None:
         arguments |= _WITHOUT_GPU
     return CorrectedGptOssConfig(**(arguments | overrides))

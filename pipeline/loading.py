@@ -105,6 +105,11 @@ def _load(file: Path) -> Any:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ConfigurationError(f"{file} is not valid Python (line {error.lineno}: {error.msg}).") from None
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{file} imports what is not there ({error}): what recipes of version 0.1 imported from recipes.config "
+            "is in recipes.schema.recipe and recipes.schema.trees now; see CHANGELOG.md."
+        ) from None
     if not callable(getattr(module, "recipe", None)):
         raise ConfigurationError(f"{file} has no function recipe(): see recipes/gpt_oss_tiny_lora.py.")
     return module

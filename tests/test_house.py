@@ -201,3 +201,12 @@ def test_the_table_of_the_readme_is_that_of_the_cards() -> None:
 
     text = (ROOT / "README.md").read_text()
     assert table.placed(text) == text, "run `python verification/table.py --write`"
+
+
+def test_the_cards_name_tests_that_are_there() -> None:
+    from verification import table
+
+    commands = [item["command"] for items in table.cards().values() for item in items if "command" in item]
+    named = {path for command in commands for path in re.findall(r"(?:tests|benchmarks)/[\w/.]+", command)}
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+    assert named

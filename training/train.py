@@ -25,9 +25,10 @@ from nemo.collections.llm.gpt.data.packed_sequence import PackedSequenceSpecs  #
 
 from common.console import rank  # noqa: E402
 from common.errors import CheckpointError, ConfigurationError  # noqa: E402
+from converters.extra_states import check_states  # noqa: E402
 from converters.nemo_folder import TOKENIZER, config_of  # noqa: E402
 from data_prep.nemo_dataset import NEMO_DATASET_KWARGS, packed_sequence_arguments  # noqa: E402
-from modeling.attention import attention_backend, installed_versions  # noqa: E402
+from modeling import attention  # noqa: E402
 from modeling.hf_config import GptOssConfig  # noqa: E402
 from modeling.model_config import DTYPES, nemo_config  # noqa: E402
 from modeling.precision import Precision  # noqa: E402
@@ -68,6 +69,8 @@ class Training:
             return
         if ON_CPU:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        if attention.this_machine().capability is not None:
+            check_states(self.start / "weights", self.config)
         tokenizer = AutoTokenizer(str(self.like / "context" / TOKENIZER))
         llm.finetune(
             model=llm.GPTOSSModel(self._model_config(), tokenizer=tokenizer),
@@ -112,10 +115,13 @@ class Training:
 
     def _model_config(self) -> Any:
         overrides = dict(self.recipe.model.config.arguments)
-        if not ON_CPU:
-            backend = attention_backend(*installed_versions(), packed=self.recipe.data.packed)
+        machine, data = attention.this_machine(), self.recipe.data
+        if machine.capability is not None:
+            backend = attention.attention_backend(
+                machine, packed=data.packed, precision=self.recipe.model.precision, context=self.recipe.layout.context
+            )
             overrides.setdefault("attention_backend", AttnBackend[backend])
-        elif self.recipe.data.packed:
+        elif data.packed:
             raise ConfigurationError("the CPU backend trains on no packed sequences: set data.packed=false.")
         return nemo_config(self.config, seq_length=self.recipe.data.seq_length, dtype=self.dtype, **overrides)
 

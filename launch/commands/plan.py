@@ -56,7 +56,8 @@ def plan_layouts(
         training = TrainingPlan(find_config(model), Batch(2048), LoraTargets(16, ATTENTION + EXPERTS))
         wide, deep = 1, 8
     batch, lora = training.batch, training.lora
-    batch = Batch(seq_length or batch.seq_length, micro_batch or batch.micro, global_batch or batch.total)
+    sizes = {"seq_length": seq_length, "micro": micro_batch, "total": global_batch}
+    batch = replace(batch, **{name: size for name, size in sizes.items() if size})
     if lora_rank is not None:
         lora = replace(lora or LoraTargets(lora_rank, ATTENTION + EXPERTS), rank=lora_rank) if lora_rank else None
     if lora and expert_lora is not None:

@@ -177,10 +177,10 @@ def plan_of(recipe: Recipe) -> TrainingPlan | None:
         config = find_config(str(recipe.model.hf))
     except ConfigurationError:
         return None
-    precision = recipe.model.precision
+    precision, data = recipe.model.precision, recipe.data
     return TrainingPlan(
         config,
-        Batch(recipe.data.seq_length, recipe.data.micro_batch_size, recipe.data.global_batch_size),
+        Batch(data.seq_length, data.micro_batch_size, data.global_batch_size, data.packed),
         lora_targets(recipe),
         "full" if recipe.model.config.arguments.get("recompute_granularity") == "full" else "none",
         precision,

@@ -73,3 +73,17 @@ def test_times_need_no_quotes(tmp_path: Path, text: str) -> None:
 
 def test_overrides_of_profile_and_recipe_are_told_apart() -> None:
     assert split_overrides(["a=1", "cluster.b=2", "c.d=3"]) == (["a=1", "c.d=3"], ["cluster.b=2"])
+
+
+@pytest.mark.parametrize(("text", "time"), [("240", "240"), ("'240'", "240"), ("1-00:00:00", "1-00:00:00")])
+def test_plain_numbers_are_minutes_as_sbatch_has_them(tmp_path: Path, text: str, time: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"slurm: {{time: {text}, cpu: {{time: {text}}}}}")
+    slurm = load_profile(file, []).slurm
+    assert (slurm.time, slurm.cpu.time) == (time, time)
+    assert load_profile(None, [f"cluster.slurm.time={text}"]).slurm.time == time
+
+
+def test_what_is_no_time(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"slurm\.time: 'soon' is no time for Slurm: write minutes, HH:MM:SS"):
+        load_profile(None, ["cluster.slurm.time=soon"])

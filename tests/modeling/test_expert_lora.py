@@ -95,16 +95,16 @@ def loop(experts: Any, x: torch.Tensor, counts: list[int], probs: torch.Tensor) 
     parts = []
     starts = [sum(counts[:i]) for i in range(len(counts))]
     for e, (start, count) in enumerate(zip(starts, counts, strict=True)):
-        expert = experts.local_experts[e]
-        merged = {}
+        merged, biases = {}, {}
         for name in ("linear_fc1", "linear_fc2"):
             a = getattr(experts, name).adapter.linear_in.weight[e]
             b = getattr(experts, name).adapter.linear_out.weight[e]
-            merged[name] = getattr(expert, name).weight + 10 / RANK * b @ a
-        y = x[start : start + count] @ merged["linear_fc1"].T + expert.linear_fc1.bias
+            merged[name] = getattr(experts, name).to_wrap.weight[e] + 10 / RANK * b @ a
+            biases[name] = getattr(experts, name).to_wrap.bias[e]
+        y = x[start : start + count] @ merged["linear_fc1"].T + biases["linear_fc1"]
         gate, up = y[:, :FFN].clamp(max=7), y[:, FFN:].clamp(-7, 7)
         y = gate * torch.sigmoid(1.702 * gate) * (up + 1)
-        y = y @ merged["linear_fc2"].T + expert.linear_fc2.bias
+        y = y @ merged["linear_fc2"].T + biases["linear_fc2"]
         parts.append(y * probs[start : start + count, None])
     return torch.cat(parts)
 
@@ -144,7 +144,7 @@ def test_experts_equal_a_plain_loop(alone: None, counts: list[int], dtype: torch
 
 
 def test_untrained_adapters_change_nothing(alone: None) -> None:
-    """The second matrix starts at zero; and running sequential experts as grouped ones is exact."""
+    """The second matrix starts at zero."""
     model = inference.build_model(CONFIG, seq_length=LENGTH, dtype=torch.float32)
     randomize(model)  # Megatron leaves the router's bias as it finds the memory
     tokens = torch.randint(0, 104, (2, LENGTH), generator=torch.Generator().manual_seed(1))
@@ -155,7 +155,7 @@ def test_untrained_adapters_change_nothing(alone: None) -> None:
     assert (inference.logits(model, tokens) - before).abs().max() <= 1e-6
 
 
-class GroupedLinear(torch.nn.Module):
+class OneByOne(torch.nn.Module):
     """Stands in for Transformer Engine's grouped linear layer: its arguments, parameters and outputs."""
 
     def __init__(self, experts: int, in_features: int, out_features: int, **arguments: Any) -> None:
@@ -177,7 +177,7 @@ class GroupedLinear(torch.nn.Module):
 
 
 def test_grouped_experts_as_on_the_gpu(alone: None) -> None:
-    """Megatron's TEGroupedMLP with adapters computes, and stores, what SequentialMLP with the same adapters does."""
+    """One parameter for each expert, as in Transformer Engine, or one of all experts: the same with adapters."""
     from megatron.core.transformer.mlp import MLPSubmodules
     from megatron.core.transformer.moe.experts import TEGroupedMLP
     from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
@@ -187,18 +187,18 @@ def test_grouped_experts_as_on_the_gpu(alone: None) -> None:
     layer = model.decoder.layers[2]
     randomize(layer)
     weights = dict(layer.mlp.experts.named_parameters())
-    submodules = MLPSubmodules(linear_fc1=GroupedLinear, linear_fc2=GroupedLinear)
+    submodules = MLPSubmodules(linear_fc1=OneByOne, linear_fc2=OneByOne)
     grouped: Any = TEGroupedMLP(EXPERTS, layer.mlp.experts.config, submodules, get_default_pg_collection())
     for e in range(EXPERTS):
         for name in ("linear_fc1", "linear_fc2"):
             for kind in ("weight", "bias"):
                 value = getattr(getattr(grouped, name), f"{kind}{e}")
-                value.data.copy_(weights[f"local_experts.{e}.{name}.{kind}"])
+                value.data.copy_(weights[f"{name}.{kind}"][e])
     peft = lora(target_modules=["experts.linear_fc1", "experts.linear_fc2"])
     walk(layer, peft.transform)
-    sequential, layer.mlp.experts = layer.mlp.experts, grouped
+    stacked, layer.mlp.experts = layer.mlp.experts, grouped
     walk(layer, peft.transform)
-    trained = dict(sequential.named_parameters())
+    trained = dict(stacked.named_parameters())
     generator = torch.Generator().manual_seed(11)
     for name, parameter in grouped.named_parameters():
         if is_adapter(name):
@@ -208,7 +208,7 @@ def test_grouped_experts_as_on_the_gpu(alone: None) -> None:
 
     counts = torch.tensor([4, 0, 7, 2, 0, 6])
     x, probs = torch.randn(19, HIDDEN), torch.rand(19)
-    expected = sequential(x, counts, probs)[0]
+    expected = stacked(x, counts, probs)[0]
     assert expected.abs().max() > 1
     assert (grouped(x, counts, probs)[0] - expected).abs().max() <= 1e-4 * expected.abs().max()
 
@@ -217,7 +217,7 @@ def test_grouped_experts_as_on_the_gpu(alone: None) -> None:
         return {n: (v.key, v.global_shape, v.global_offset) for n, v in sharded.items() if is_adapter(n)}
 
     assert len(stored(grouped)) == 4
-    assert stored(grouped) == stored(sequential)
+    assert stored(grouped) == stored(stacked)
 
 
 def test_recomputed_layers_train_the_same(alone: None) -> None:

@@ -85,14 +85,13 @@ def fill(model: torch.nn.Module, hf: GptOssForCausalLM, config: GptOssConfig) ->
             put(b + f"self_attention.linear_qkv.{kind}", torch.cat(rows))
             put(b + f"self_attention.linear_proj.{kind}", source[f"{a}self_attn.o_proj.{kind}"])
             put(b + f"mlp.router.{kind}", source[f"{a}mlp.router.{kind}"])
-        for e in range(config.num_experts):
-            expert = b + f"mlp.experts.local_experts.{e}."
-            fused = source[a + "mlp.experts.gate_up_proj"][e].T
-            bias = source[a + "mlp.experts.gate_up_proj_bias"][e]
-            put(expert + "linear_fc1.weight", torch.cat([fused[::2], fused[1::2]]))
-            put(expert + "linear_fc1.bias", torch.cat([bias[::2], bias[1::2]]))
-            put(expert + "linear_fc2.weight", source[a + "mlp.experts.down_proj"][e].T)
-            put(expert + "linear_fc2.bias", source[a + "mlp.experts.down_proj_bias"][e])
+        fc1, fc2 = b + "mlp.experts.linear_fc1.", b + "mlp.experts.linear_fc2."
+        fused = [source[a + "mlp.experts.gate_up_proj"][e].T for e in range(config.num_experts)]
+        biases = list(source[a + "mlp.experts.gate_up_proj_bias"])
+        put(fc1 + "weight", torch.stack([torch.cat([rows[::2], rows[1::2]]) for rows in fused]))
+        put(fc1 + "bias", torch.stack([torch.cat([bias[::2], bias[1::2]]) for bias in biases]))
+        put(fc2 + "weight", torch.stack([matrix.T for matrix in source[a + "mlp.experts.down_proj"]]))
+        put(fc2 + "bias", source[a + "mlp.experts.down_proj_bias"])
     assert not target, f"not filled: {sorted(target)}"
 
 

@@ -106,3 +106,14 @@ def test_a_value_that_is_none_of_the_allowed_is_refused_before_any_work(
 def test_unknown_recipe_names_the_known_ones() -> None:
     with pytest.raises(ConfigurationError, match="gpt_oss_tiny_lora"):
         configured(TINY.with_name("gpt_oss_tyni_lora.py"), [])
+
+
+def test_a_recipe_of_version_0_1_is_told_what_moved(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from recipes.config import Recipe\n\ndef recipe(): ...\n")
+    with pytest.raises(ConfigurationError, match=r"mine\.py imports what is not there .*recipes\.schema\.recipe"):
+        configured(tmp_path / "mine.py", [])
+
+
+@pytest.mark.parametrize(("override", "value"), [("name=1e5", "1e5"), ("data.source=007", "007"), ("name=yes", "yes")])
+def test_text_stays_text(override: str, value: str) -> None:
+    assert at(configured(TINY, [override]), override.partition("=")[0]) == value

@@ -1,0 +1,43 @@
+"""`modeling.attention` against Transformer Engine's own choice, over machines that differ in what matters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.gpu_path.conftest import Results
+
+pytestmark = pytest.mark.slow
+
+REFUSED_BY_MEGATRON = " packed CP2"  # which cannot slice packed sequences, whatever Transformer Engine takes
+
+
+@pytest.fixture(scope="session")
+def cases(results: Results) -> list[dict[str, Any]]:
+    return results["backends"]["cases"]
+
+
+def test_we_choose_what_transformer_engine_takes(cases: list[dict[str, Any]]) -> None:
+    """Issue 13, findings 3 to 5: fp32, an A100 and context parallelism got backends that there are not."""
+    assert len(cases) == 4 * 5 * 2 * 2 * 2
+    for case in cases:
+        ours = "none" if case["ours"].startswith("refused") else case["ours"]
+        if not case["name"].endswith(REFUSED_BY_MEGATRON):
+            assert case["theirs"] == [ours], case
+
+
+def test_packing_with_context_parallelism_is_refused_everywhere(cases: list[dict[str, Any]]) -> None:
+    both = [case["ours"] for case in cases if case["name"].endswith(REFUSED_BY_MEGATRON)]
+    assert len(both) == 4 * 5 * 2
+    assert all(text.startswith("refused: packed sequences cannot be split over 2 ranks") for text in both)
+
+
+def test_every_answer_is_given_somewhere(cases: list[dict[str, Any]]) -> None:
+    """A matrix in which one answer never comes would not tell a mistake from the truth."""
+    kinds = [case["ours"].split(":")[0] for case in cases]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"fused": 36, "unfused": 24, "refused": 100}
+
+
+def test_context_parallelism_from_rank_to_rank_has_no_backend(results: Results) -> None:
+    assert results["backends"]["p2p"] == "none"

@@ -1,0 +1,24 @@
+"""The real models at full size: what their checkpoints must hold is what the importer writes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.gpu_path.conftest import Results
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "states"),
+    # a layer has 4 states and 2 an expert; one more is the last norm's
+    [("gpt-oss-20b", 20_914_757_184, 24 * (4 + 2 * 32) + 1), ("gpt-oss-120b", 116_829_156_672, 36 * (4 + 2 * 128) + 1)],
+)
+def test_a_real_model_asks_for_no_key_that_is_not_written(
+    results: Results, name: str, parameters: int, states: int
+) -> None:
+    """Issue 13, finding 1: 25 keys were missing for the 20b and 37 for the 120b."""
+    found = results["meta"][name]
+    assert found["parameters"] == parameters
+    assert found["tensors"] == [16, []]
+    assert found["states"] == [states, []]
