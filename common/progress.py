@@ -33,11 +33,12 @@ def quiet(done: Done) -> None:
 def reported(items: Iterable[Item], step: str, total: int | None, progress: Progress) -> Iterator[Item]:
     """Yield the items, and report progress every `EVERY` items and at the end."""
     done = 0
-    for done, item in enumerate(items):
+    for item in items:
         if done % EVERY == 0:
             progress(Done(step, done, total))
         yield item
-    progress(Done(step, done + 1, total or done + 1))
+        done += 1
+    progress(Done(step, done, total or done))
 
 
 class TensorCounter:

@@ -2,7 +2,7 @@
 
 `run_job` writes the job, a frozen dataclass whose `target` names a function, and starts the processes; in each of them
 `python -m common.torchrun JOB.json` reads it back and calls that function. What libraries print goes to
-`JOB.rankN.log` beside the file, of which a failed job shows the end.
+`JOB.rankN.log` beside the file; a failed job shows the end of the log of the process that failed first.
 """
 
 from __future__ import annotations
@@ -53,10 +53,17 @@ def run_job(job: Job, processes: int) -> Iterator[Path]:
         command = [*torchrun, "-m", "common.torchrun", str(file)]
         done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
         if done.returncode != 0 or not out.is_file():
-            logs = sorted(Path(folder).glob("job.rank*.log"))
-            last = [line for log in logs[:1] for line in log.read_text(errors="replace").splitlines()[-KEPT_LINES:]]
+            last = _end_of_first_failure(Path(folder))
             raise LaunchError("\n".join([f"{job.target} failed in {processes} processes.", *last]))
         yield out
+
+
+def _end_of_first_failure(folder: Path) -> list[str]:
+    """The last lines of the process that failed first; those of its peers only say that it went away."""
+    logs = sorted(folder.glob("job.rank*.log"), key=lambda log: log.stat().st_mtime_ns)
+    texts = [log.read_text(errors="replace").splitlines() for log in logs]
+    failed = [lines for lines in texts if any(line.startswith(("Traceback", "error: ")) for line in lines)]
+    return next(iter(failed or texts), [])[-KEPT_LINES:]
 
 
 def main() -> int:
@@ -68,6 +75,7 @@ def main() -> int:
         kind = resolve_name(described["kind"])
         resolve_name(kind.target)(fields.from_tree(kind, described["job"], str(file)), Path(described["out"]))
     except NemoRunError as error:
+        print(f"error: {error}")
         if rank() == 0:
             say(f"error: {error}")
         return 1

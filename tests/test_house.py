@@ -12,10 +12,11 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from common.repository import PACKAGES, REPOSITORY
 
@@ -162,14 +163,31 @@ def test_the_command_line_knows_what_the_readme_shows(line: str) -> None:
     """Every command and option exists; placeholders in brackets are tried without the brackets."""
     from launch.cli import app
 
-    command: click.Command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     words = shlex.split(re.sub(r"[\[\]…]", "", line).replace("\\|", " ").split(" | ")[0])[1:]
-    context = click.Context(command)
-    while isinstance(command, click.Group):
-        name, found, words = command.resolve_command(context, words)
-        assert found is not None, name
-        context, command = click.Context(found, parent=context), found
+    context = typer.Context(command)
+    while isinstance(command, TyperGroup):
+        name, command, words = command.resolve_command(context, words)
+        assert command is not None, name
+        context = typer.Context(command, parent=context)
+    assert isinstance(command, TyperCommand)
     command.make_parser(context).parse_args(list(words))
+
+
+@pytest.mark.parametrize("line", ["nemo-run lanch x", "nemo-run convert imprt a b", "nemo-run launch --dryrn x"])
+def test_a_mistyped_line_would_be_seen(line: str) -> None:
+    with pytest.raises(Exception, match=r"No such (command|option)"):
+        test_the_command_line_knows_what_the_readme_shows(line)
+
+
+def test_only_one_file_reads_what_lies_beside_the_repository() -> None:
+    """So that no test has other input on another machine and says nothing."""
+    readers = set()
+    for file in [*files().values(), *sorted((ROOT / "tests").rglob("*.py"))]:
+        texts = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
+        if texts & {"shared", "../shared"} or any(str(text).startswith("../shared/") for text in texts):
+            readers.add(str(file.relative_to(ROOT)))
+    assert readers - {"tests/test_house.py"} == {"tests/real_tickets.py"}
 
 
 def test_every_test_is_in_a_file_that_pytest_collects() -> None:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from converters.toy_checkpoint import write_toy_checkpoint
+from tests.shapes import lopsided
 
-# lopsided: no two widths agree, heads ≠ groups, experts ≠ layers
-SIZES: dict[str, Any] = {
-    "num_hidden_layers": 3,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "head_dim": 16,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "sliding_window": 8,
-    "vocab_size": 128,
-}
+SIZES = lopsided(
+    {
+        "num_hidden_layers": 3,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "head_dim": 16,
+        "num_attention_heads": 10,
+        "num_key_value_heads": 2,
+        "sliding_window": 8,
+        "vocab_size": 128,
+    }
+)
 
 
 def write_tokenizer(folder: Path, vocab_size: int = 128) -> None:
@@ -39,9 +41,16 @@ def write_tokenizer(folder: Path, vocab_size: int = 128) -> None:
     fast.save_pretrained(folder)
 
 
-def write_model(folder: Path, sizes: dict[str, Any] = SIZES, **options: Any) -> Path:
-    """A toy model with its tokenizer; options are write_toy_checkpoint's."""
-    write_toy_checkpoint(folder, config=sizes, **({"std": 0.2} | options))
+def write_model(
+    folder: Path,
+    sizes: dict[str, Any] = SIZES,
+    *,
+    weights: Literal["mxfp4", "bf16"] = "mxfp4",
+    seed: int = 0,
+    shards: int = 1,
+) -> Path:
+    """A toy model with its tokenizer."""
+    write_toy_checkpoint(folder, config=sizes, std=0.2, weights=weights, seed=seed, shards=shards)
     write_tokenizer(folder, sizes["vocab_size"])
     return folder
 

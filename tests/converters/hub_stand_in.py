@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content_Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self.answer(content[start:], 206, **headers)
         else:
-            self.answer(content, **headers)
+            self.answer(content, 200, **headers)
 
     def do_POST(self) -> None:
         self.hub.requests.append(f"POST {self.path}")

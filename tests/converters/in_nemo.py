@@ -35,7 +35,8 @@ def logits(folder: Path, layout: Layout) -> None:
         model = inference.build_model(config, seq_length=64, dtype=torch.float32)
         inference.load_weights(model, folder / "nemo")
         if adapter:
-            inference.load_adapter(model, io.load_context(adapter / "context", "model.model_transform"), adapter)
+            peft: Any = io.load_context(adapter / "context", "model.model_transform")
+            inference.load_adapter(model, peft, adapter)
         found[adapter.name if adapter else "nemo"] = inference.logits(model, tokens)
     save(found, folder / f"logits-{layout.tensor}-{layout.expert}-{layout.pipeline}.pt")
     parallel_state.destroy_model_parallel()
@@ -77,7 +78,8 @@ def resume(folder: Path, layout: Layout) -> None:
     trainer.state.fn = TrainerFn.TESTING
     strategy.setup(trainer)
     (chunk,) = strategy.megatron_parallel
-    found = inference.logits(chunk.module.eval(), torch.load(folder / "tokens.pt"))
+    module: Any = chunk.module
+    found = inference.logits(module.eval(), torch.load(folder / "tokens.pt"))
     save((model.tokenizer.text_to_ids("t3 t4"), found), folder / "resumed.pt")
 
 

@@ -91,7 +91,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: change(f, lambda t: t.pop(first(t, "sinks"))),
         r"lacks the tensor model.layers.\d.*sinks",
     ),
-    "other shape": (lambda f: change(f, other_shape), r"q_proj.bias has shape \(127,\), config.json says \(128,\)"),
+    "other shape": (lambda f: change(f, other_shape), r"q_proj.bias has shape \(159,\), config.json says \(160,\)"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "lacks its tokenizer"),
 }

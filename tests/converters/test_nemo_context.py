@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_load_context_gives_the_model_that_computes_what_transformers_computes(i
 def test_load_context_gives_the_tokenizer(imported: Path) -> None:
     from nemo.lightning.io import load_context
 
-    tokenizer = load_context(imported / "context", "model.tokenizer")
+    tokenizer: Any = load_context(imported / "context", "model.tokenizer")
     assert tokenizer.text_to_ids("t7 t9") == [7, 9]
     assert tokenizer.vocab_size == 128
 

@@ -26,7 +26,7 @@ CONFIG: dict[str, Any] = {
     "intermediate_size": 96,
     "swiglu_limit": 7.0,
     "head_dim": 16,
-    "num_attention_heads": 8,
+    "num_attention_heads": 10,
     "num_key_value_heads": 2,
     "sliding_window": 8,
     "initial_context_length": 4096,

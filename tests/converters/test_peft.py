@@ -92,7 +92,7 @@ def test_an_adapter_that_peft_trained_comes_back_to_nemo(imported: Path, bf16_to
             if "lora_" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
         expected = peft(tokens).logits
-    peft.save_pretrained(tmp_path / "peft")
+    peft.save_pretrained(str(tmp_path / "peft"))
     adapter = import_adapter(tmp_path / "peft", tmp_path / "adapter", base=imported)
     out = export_checkpoint(imported, tmp_path / "out", adapter=adapter, weights="fp32")
     with torch.no_grad():

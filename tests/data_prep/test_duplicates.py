@@ -2,7 +2,6 @@
 
 import random
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +9,7 @@ import pytest
 from data_prep.duplicates import near_duplicates
 from data_prep.intake import hash64, normalized
 from data_prep.sample import sample_tickets
-
-REAL = Path(__file__).parents[3] / "shared" / "data" / "tickets"
+from tests.real_tickets import GERMAN, MAIN, real_tickets
 
 
 def shingles(words: str) -> set[tuple[str, ...]]:
@@ -77,15 +75,12 @@ def test_a_bucket_of_thousands_of_copies_is_quick():
     assert groups_found(texts, 0.8) == {frozenset(texts)}
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data/tickets is not here")
-@pytest.mark.parametrize(
-    "file", ["aa_dataset-tickets-multi-lang-5-2-50-version.csv", "dataset-tickets-german_normalized.csv"]
-)
+@pytest.mark.parametrize("file", [MAIN, GERMAN])
 def test_real_tickets_against_all_pairs(file):
     import pandas as pd
 
-    frame = pd.read_csv(REAL / file, dtype=str, keep_default_na=False)[:1000]
+    frame = pd.read_csv(real_tickets(file), dtype=str, keep_default_na=False)[:1000]
     draw = random.Random(5)
-    texts = [normalized(f"{row.subject} {row.body}".replace("\\n", " ")) for row in frame.itertuples()]
+    texts = [normalized(f"{a} {b}".replace("\\n", " ")) for a, b in zip(frame["subject"], frame["body"], strict=True)]
     texts = sorted({*texts, *(altered(text, draw, 1 + draw.randrange(4)) for text in texts[:300])})
     assert groups_found(texts, 0.8) == groups_by_all_pairs(texts, 0.8)

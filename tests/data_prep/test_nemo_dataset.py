@@ -4,6 +4,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,6 @@ from data_prep.options import PrepareOptions
 from data_prep.preparation import prepare
 
 pytestmark = pytest.mark.slow
-REAL = Path(__file__).parents[3] / "shared" / "data" / "tickets"
-FILE = REAL / "aa_dataset-tickets-multi-lang-5-2-50-version.csv"
 SIZE = 2048
 
 
@@ -22,12 +21,11 @@ SIZE = 2048
 def prepared(tmp_path_factory, tokenizer_folder) -> Path:
     pytest.importorskip("nemo.collections.llm")
     folder = tmp_path_factory.mktemp("prepared") / "out"
-    source = FILE if REAL.is_dir() else "sample"
-    prepare(source, folder, PrepareOptions(tokenizer=str(tokenizer_folder), pack=SIZE))
+    prepare("sample", folder, PrepareOptions(tokenizer=str(tokenizer_folder), pack=SIZE))
     return folder
 
 
-def data_module(folder: Path, tokenizer_folder: Path, **arguments):
+def data_module(folder: Path, tokenizer_folder: Path, **arguments: Any) -> Any:
     from nemo.collections.common.tokenizers import AutoTokenizer
     from nemo.collections.llm.gpt.data.fine_tuning import FineTuningDataModule
 

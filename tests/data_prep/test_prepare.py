@@ -15,11 +15,9 @@ from data_prep.options import PrepareOptions
 from data_prep.preparation import prepare
 from data_prep.prepare_report import PrepareReport
 from data_prep.sample import COLUMNS, sample_tickets
+from tests.real_tickets import GERMAN, MAIN, real_tickets
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "tickets"
-MAIN, GERMAN = "aa_dataset-tickets-multi-lang-5-2-50-version.csv", "dataset-tickets-german_normalized.csv"
 SPLITS = ("training", "validation", "test")
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data/tickets is not here")
 
 
 def rows_of(folder: Path, split: str) -> list[dict]:
@@ -85,13 +83,12 @@ def nearest_across_splits(rows: list[tuple[str, dict]]) -> float:
     return max((len(shingles[a] & shingles[b]) / len(shingles[a] | shingles[b]) for a, b in pairs), default=0.0)
 
 
-@needs_real
 @pytest.mark.parametrize(("file", "count"), [(MAIN, 1872), (GERMAN, 2124)])
 def test_real_file_with_no_option(tmp_path, file, count):
-    report = prepare(REAL / file, tmp_path / "out")
+    report = prepare(real_tickets(file), tmp_path / "out")
     accounts_for_every_row(report, tmp_path / "out", count)
     rows = all_rows(tmp_path / "out")
-    source = table(REAL / file)
+    source = table(real_tickets(file))
     assert len(source) == count
     assert Counter(row["label"] for _, row in rows) == Counter(row["queue"] for row in source)
     assert sum(not row["subject"] for row in source) == report.without_subject
@@ -107,21 +104,21 @@ def test_real_file_with_no_option(tmp_path, file, count):
                 assert abs(counts[split] - share * total) <= max(1, total / 100), label
 
 
-@needs_real
 @pytest.mark.parametrize("file", [MAIN, GERMAN])
 def test_no_answer_and_no_written_break_in_any_prompt(tmp_path, file):
-    prepare(REAL / file, tmp_path / "out")
+    prepare(real_tickets(file), tmp_path / "out")
     rows = all_rows(tmp_path / "out")
     assert not any("\\n" in row["input"] for _, row in rows)
-    answers = {row["answer"][:60] for row in table(REAL / file) if len(row.get("answer") or "") > 60}
+    answers = {row["answer"][:60] for row in table(real_tickets(file)) if len(row.get("answer") or "") > 60}
     assert not any(answer in row["input"] for _, row in rows[::10] for answer in answers)
 
 
-@pytest.fixture(scope="module")
-def tickets(tmp_path_factory) -> Path:
-    """The real file where there is one, else the sample; with near copies, and copies of another queue."""
+@pytest.fixture(scope="module", params=["sample", "real"])
+def tickets(request, tmp_path_factory) -> Path:
+    """The sample, and the real file where there is one; with near copies, and copies of another queue."""
     folder = tmp_path_factory.mktemp("tickets")
-    rows, draw = table(REAL / MAIN) if REAL.is_dir() else sample_tickets(), random.Random(3)
+    rows = sample_tickets() if request.param == "sample" else table(real_tickets(MAIN))
+    draw = random.Random(3)
     for row in draw.sample(rows, 80):
         rows.append(row | {"body": row["body"] + " Thanks!"})
     for row in draw.sample(rows, 30):

@@ -129,6 +129,6 @@ def test_a_damaged_spreadsheet_is_refused(tmp_path, content):
 
 
 def test_a_spreadsheet_without_rows_is_refused(tmp_path):
-    pd.DataFrame(columns=["body"]).to_excel(tmp_path / "t.xlsx", index=False)
+    pd.DataFrame({"body": []}).to_excel(tmp_path / "t.xlsx", index=False)
     with pytest.raises(DataError, match="no sheet with a heading and rows"):
         open_source(tmp_path / "t.xlsx")

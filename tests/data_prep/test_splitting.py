@@ -1,5 +1,6 @@
 import random
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ SHARES = (0.8, 0.1, 0.1)
 LANGUAGES = ["de", "en", "es", "fr", "pt"]
 
 
-def tickets(rows: list[tuple[str, int, int, str | None]]) -> Grouped:
+def tickets(rows: Sequence[tuple[str, int, int, str | None]]) -> Grouped:
     """(text, label, language, text of the group's leader) of each row."""
     keys = np.array([hash64(text.encode()) for text, *_ in rows], np.uint64)
     leaders = {hash64(text.encode()): hash64((leader or text).encode()) for text, _, _, leader in rows}

@@ -9,19 +9,22 @@ import pytest
 
 from converters.toy_checkpoint import write_toy_checkpoint
 from tests.conftest import REPOSITORY, Ran, nemo_run
+from tests.shapes import lopsided
 
-SIZES = {
-    "num_hidden_layers": 2,
-    "num_local_experts": 3,
-    "num_experts_per_tok": 2,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "head_dim": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "sliding_window": 8,
-    "vocab_size": 300,
-}
+SIZES = lopsided(
+    {
+        "num_hidden_layers": 2,
+        "num_local_experts": 3,
+        "num_experts_per_tok": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "head_dim": 8,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "sliding_window": 8,
+        "vocab_size": 300,
+    }
+)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -51,8 +52,9 @@ def test_the_stage_writes_all_three_files(rehearsal: Rehearsal) -> None:
     assert details["macro_f1"] == pytest.approx(macro_f1)
     assert set(figures["comparisons"]) == set(macro_f1) - {"tuned"}
     page = (folder / "report.html").read_text()
-    assert "Loss of fine-tuning" in page
-    assert "gpt_oss_tiny_lora" in page or "name: short" in page
+    assert page.count("Loss of fine-tuning") == 1
+    configuration = html.unescape(page.partition("<h2>Configuration</h2>")[2].partition("</pre>")[0])
+    assert (rehearsal.run / "recipe.yaml").read_text().strip() in configuration
 
 
 def test_megatron_transformers_and_a_server_agree(rehearsal: Rehearsal, data: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from data_prep.harmony import CHAT_TEMPLATE, SPECIAL_TOKENS
 from data_prep.toy_tokenizer import train_tokenizer
+from tests.shapes import lopsided
 
 # "Sales" is a prefix of "Sales Support", which shares its end with "IT Support" and its start with "Sales Return".
 LABELS = ["IT", "IT Support", "Sales", "Sales Return", "Sales Support", "Human Resources"]
@@ -92,5 +93,6 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=293,
         pad_token_id=292,
     )
+    lopsided(config.to_dict())
     GptOssForCausalLM(config).save_pretrained(folder)
     return folder

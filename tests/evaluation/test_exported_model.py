@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -18,25 +19,28 @@ from data_prep.harmony import CHAT_TEMPLATE, SPECIAL_TOKENS
 from data_prep.toy_tokenizer import train_tokenizer
 from evaluation.parity import largest_difference, save_logits
 from evaluation.transformers_model import load
+from tests.shapes import lopsided
 
-SIZES = {
-    "vocab_size": 280,
-    "hidden_size": 96,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "sliding_window": 8,
-}
+SIZES = lopsided(
+    {
+        "vocab_size": 280,
+        "hidden_size": 96,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": 8,
+    }
+)
 SHARD = "model-00002-of-00002.safetensors"
 TOKENS = torch.randint(0, 280, (2, 21), generator=torch.Generator().manual_seed(0))
 
 
-def write_model(folder: Path, weights: str) -> Path:
-    write_toy_checkpoint(folder, config=SIZES, weights=weights, std=0.3, shards=2)  # type: ignore[arg-type]
+def write_model(folder: Path, weights: Literal["mxfp4", "bf16"]) -> Path:
+    write_toy_checkpoint(folder, config=SIZES, weights=weights, std=0.3, shards=2)
     texts = ["the printer prints nothing", "my invoice is wrong"]
     train_tokenizer(texts, folder, vocab_size=270, chat_template=CHAT_TEMPLATE, special_tokens=SPECIAL_TOKENS)
     return folder

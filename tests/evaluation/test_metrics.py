@@ -1,5 +1,7 @@
 """Figures against scikit-learn, scipy and statsmodels on random cases; intervals by their coverage."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -10,6 +12,8 @@ from evaluation.calibration import calibrate, coverage_curve, point_for_coverage
 from evaluation.comparison import compare
 from evaluation.metrics import Resampled, compute_metrics, interval
 
+NO_DIVISION: dict[str, Any] = {"zero_division": 0}
+"""For scikit-learn, whose default "warn" type checkers take for the type."""
 NAMES = np.array(["Billing", "IT", "Sales", "Human Resources", "never given"])
 
 
@@ -31,7 +35,7 @@ def test_figures_equal_scikit_learn(seed: int) -> None:
     assert found.micro_f1 == pytest.approx(sk.f1_score(gold, guess, average="micro"))
     assert found.macro_f1 == pytest.approx(sk.f1_score(gold, guess, labels=labels, average="macro"))
     assert found.weighted_f1 == pytest.approx(sk.f1_score(gold, guess, labels=labels, average="weighted"))
-    report = sk.classification_report(gold, guess, output_dict=True, zero_division=0)
+    report: Any = sk.classification_report(gold, guess, output_dict=True, **NO_DIVISION)
     assert list(found.per_label) == labels
     for label, figures in found.per_label.items():
         expected = report[label]
@@ -93,7 +97,8 @@ def test_mcnemar_equals_statsmodels(seed: int) -> None:
     first, second = before == gold, after == gold
     table = [[(first & second).sum(), (first & ~second).sum()], [(~first & second).sum(), (~first & ~second).sum()]]
     assert (found.lost, found.gained) == (table[0][1], table[1][0])
-    assert found.p_value == pytest.approx(mcnemar(table, exact=True).pvalue)
+    expected: Any = mcnemar(table, exact=True)
+    assert found.p_value == pytest.approx(expected.pvalue)
     assert found.accuracy == pytest.approx(second.mean() - first.mean())
     labels = sorted(set(gold))
     macros = [sk.f1_score(gold, guess, labels=labels, average="macro") for guess in (before, after)]

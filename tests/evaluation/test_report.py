@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from evaluation.predictions import Predictions
 from tests.browser import look, needs_browser
 from tests.evaluation.conftest import LABELS, write_prepared
 
+NO_DIVISION: dict[str, Any] = {"zero_division": 0}
+"""For scikit-learn, whose default "warn" type checkers take for the type."""
 ATTACK = "<img src=x onerror=alert(1)></pre><script>alert(1)</script>"
 HISTORY = [{"step": i, "loss": 3 / i, "lr": 1e-3} for i in range(1, 41)] + [{"step": 40, "val_loss": 0.1}]
 
@@ -69,7 +72,7 @@ def test_metrics_follow_from_the_predictions(written: tuple[Path, Findings]) -> 
     for name, system in figures["systems"].items():
         own = [row for row in rows if row["system"] == name]
         gold, guess = [row["label"] for row in own], [row["prediction"] for row in own]
-        assert system["metrics"]["macro_f1"] == pytest.approx(f1_score(gold, guess, average="macro", zero_division=0))
+        assert system["metrics"]["macro_f1"] == pytest.approx(f1_score(gold, guess, average="macro", **NO_DIVISION))
         if system["valid_answers"] is not None:
             assert system["valid_answers"] == pytest.approx(np.mean([row["free_answer_is_a_label"] for row in own]))
     assert findings.subject == "tuned"

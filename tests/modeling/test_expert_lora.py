@@ -14,33 +14,36 @@ from common.errors import ConfigurationError
 from modeling import inference
 from modeling.hf_config import GptOssConfig
 from modeling.inference import Layout
+from tests.shapes import lopsided
 
 ROOT = Path(__file__).parents[2]
 CONFIG = GptOssConfig.from_dict(
-    {
-        "model_type": "gpt_oss",
-        "num_hidden_layers": 4,
-        "num_local_experts": 6,
-        "num_experts_per_tok": 2,
-        "hidden_size": 48,
-        "intermediate_size": 80,
-        "head_dim": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "sliding_window": 8,
-        "vocab_size": 104,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 150000,
-        "rope_scaling": {
-            "factor": 32.0,
-            "original_max_position_embeddings": 4096,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "truncate": False,
-            "rope_type": "yarn",
-        },
-    }
+    lopsided(
+        {
+            "model_type": "gpt_oss",
+            "num_hidden_layers": 4,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "hidden_size": 48,
+            "intermediate_size": 80,
+            "head_dim": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "sliding_window": 8,
+            "vocab_size": 104,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 150000,
+            "rope_scaling": {
+                "factor": 32.0,
+                "original_max_position_embeddings": 4096,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "rope_type": "yarn",
+            },
+        }
+    )
 )
 LAYERS, EXPERTS, HIDDEN, FFN, RANK = 4, 6, 48, 80, 4
 LENGTH, BATCH, STEPS = 24, 4, 4

@@ -9,13 +9,14 @@ from transformers import GptOssForCausalLM
 
 from modeling import inference
 from modeling.hf_config import GptOssConfig
+from tests.shapes import lopsided
 
 SHAPES = {
     # name: layers, experts, top-k, hidden, ffn, heads, groups, head_dim, window, YaRN original length, tokens
-    "lopsided": (3, 5, 2, 64, 96, 8, 2, 16, 8, 4096, 64),
-    "square": (2, 4, 4, 96, 96, 6, 1, 32, 8, 4096, 48),
-    "ungrouped": (4, 8, 4, 32, 64, 8, 8, 8, 16, 4096, 70),
-    "past-yarn": (3, 4, 2, 64, 32, 4, 2, 32, 8, 64, 200),
+    "lopsided": (3, 5, 2, 64, 96, 10, 2, 16, 8, 4096, 64),
+    "square": (2, 4, 4, 96, 96, 5, 1, 32, 8, 4096, 48),
+    "ungrouped": (4, 8, 4, 32, 64, 8, 8, 12, 16, 4096, 70),
+    "past-yarn": (3, 4, 2, 64, 48, 4, 2, 32, 8, 64, 200),
 }
 
 
@@ -38,7 +39,7 @@ def hf_model(name: str) -> GptOssForCausalLM:
         num_key_value_heads=groups,
         head_dim=head_dim,
         sliding_window=window,
-        vocab_size=160,
+        vocab_size=176,
         max_position_embeddings=original * 32,
         rope_scaling={
             "rope_type": "yarn",
@@ -50,6 +51,7 @@ def hf_model(name: str) -> GptOssForCausalLM:
         },
         attn_implementation="eager",
     )
+    lopsided(config.to_dict(), alike=("hidden", "FFN") if name == "square" else None)
     torch.manual_seed(len(name))
     model = GptOssForCausalLM(config).float().eval()
     with torch.no_grad():

@@ -86,6 +86,23 @@ def test_values(text: str, value: Any) -> None:
     assert parse_value(text) == value
 
 
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("model.precision=fp16", "the recipe: model.precision should be one of bf16, fp32, not 'fp16'."),
+        ("export.weights=int8", "the recipe: export.weights should be one of bf16, fp32, mxfp4, not 'int8'."),
+        ("logger=print", "the recipe: logger should be one of tensorboard, wandb, mlflow, trackio, not 'print'."),
+    ],
+)
+def test_a_value_that_is_none_of_the_allowed_is_refused_before_any_work(
+    override: str, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        make_run(TINY.with_name("gpt_oss_20b_lora.py"), [override], tmp_path / "runs")
+    assert str(error.value) == sentence
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unknown_recipe_names_the_known_ones() -> None:
     with pytest.raises(ConfigurationError, match="gpt_oss_tiny_lora"):
         configured(TINY.with_name("gpt_oss_tyni_lora.py"), [])

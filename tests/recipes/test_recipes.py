@@ -9,7 +9,9 @@ import pytest
 from common.errors import ConfigurationError
 from launch.estimates import refusal_of
 from modeling.hf_config import CONFIGS
+from modeling.layouts import Layout
 from pipeline.loading import configured, load
+from planning.memory import memory_of
 from recipes.schema.recipe import plan_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -58,6 +60,34 @@ def test_recipe_fits_its_gpus(name: str) -> None:
     assert (plan.precision, plan.distributed_optimizer) == ("bf16", True)
     assert recipe.data.packed
     assert recipe.data.micro_batch_size == 1
+
+
+@pytest.mark.parametrize(("precision", "distributed"), [("bf16", True), ("fp32", False)])
+def test_the_precision_decides_what_plan_counts(precision: str, distributed: bool) -> None:
+    plan = plan_of(load(RECIPES / "gpt_oss_20b_lora.py", [f"model.precision={precision}"]))
+    assert plan is not None
+    assert (plan.precision, plan.distributed_optimizer) == (precision, distributed)
+
+
+def test_a_parameter_takes_the_bytes_of_its_precision() -> None:
+    weights = []
+    for precision in ("bf16", "fp32"):
+        plan = plan_of(load(RECIPES / "gpt_oss_20b_lora.py", [f"model.precision={precision}"]))
+        assert plan is not None
+        weights.append(memory_of(plan, Layout(), 1, 80 * 10**9).weights)
+    assert weights[1] == 2 * weights[0]
+
+
+@pytest.mark.parametrize(
+    ("precision", "bf16"), [("fp32", "true"), ("bf16", "false")], ids=["bf16 beside fp32", "fp32 beside bf16"]
+)
+def test_the_optimizers_settings_cannot_contradict_the_precision(precision: str, bf16: str) -> None:
+    overrides = [f"model.precision={precision}", f"optim.config.bf16={bf16}"]
+    with pytest.raises(ConfigurationError) as error:
+        load(RECIPES / "gpt_oss_20b_lora.py", overrides)
+    assert str(error.value) == (
+        f"optim.config.bf16={bf16.title()} contradicts model.precision={precision}: set the precision alone."
+    )
 
 
 def test_what_does_not_fit_is_refused_with_a_remedy() -> None:

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +132,7 @@ StoragePass=test
 StorageLoc=slurm_acct_db
 """)
     conf.chmod(0o600)
-    _call("slurmdbd", SLURM_CONF=str(folder / "slurm.conf"))
+    _call("slurmdbd", environment={"SLURM_CONF": str(folder / "slurm.conf")})
     _await_port(port + 101)
 
 
@@ -185,14 +186,15 @@ GresTypes=gpu
 {chr(10).join(nodes)}
 PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=FORCE:4 State=UP
 """)
-    _call("sacctmgr", "-iQ", "add", "cluster", "test", check=False, **cluster.environment)
-    _call("slurmctld", **cluster.environment)
+    _call("sacctmgr", "-iQ", "add", "cluster", "test", check=False, environment=cluster.environment)
+    _call("slurmctld", environment=cluster.environment)
     for number in (1, 2):
-        _call("slurmd", "-N", f"n{number}", **cluster.environment)
+        _call("slurmd", "-N", f"n{number}", environment=cluster.environment)
 
 
-def _call(*command: str, check: bool = True, **environment: str) -> None:
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
+def _call(*command: str, environment: Mapping[str, str] | None = None, check: bool = True) -> None:
+    whole = {**os.environ, **(environment or {})}
+    done = subprocess.run(command, env=whole, capture_output=True, text=True, timeout=120)
     if check and done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from common.errors import ConfigurationError
+from tests.shapes import lopsided
 from tests.training.conftest import STEPS
 from tests.training.trainings import Done
 
@@ -58,13 +60,18 @@ def test_tensorboard_shows_what_the_history_holds(trainings: dict[str, list[Done
 
 def test_every_step_has_its_line(trainings: dict[str, list[Done]]) -> None:
     done = trainings["whole"][-1]
+    lopsided(json.loads((done.run / "model" / "config.json").read_text()))
     lines = [line for line in done.out.splitlines() if "  loss " in line]
     row = done.history()[0]
     assert len(lines) == STEPS
     assert lines[0].startswith(f"finetune: step 1/{STEPS}  loss {row['loss']:.4f}  lr 1.00e-03  grad norm ")
-    assert "of 645,744" not in done.out
-    trained = 2 * 16 * (64 + 192 + 128 + 64 + 4 * (64 + 192 + 96 + 64))
-    assert f"finetune: {trained:,} of " in done.out
+    # by hand, two layers: qkv, projection, four experts' matrices; of the base also biases, sinks, norms, routers
+    trained = 2 * 16 * (64 + 224 + 160 + 64 + 4 * (64 + 192 + 96 + 64))
+    attention = 224 * 65 + 64 * 161 + 10
+    experts = 4 * (192 * 65 + 64 * 97)
+    base = 2 * 2048 * 64 + 64 + 2 * (attention + experts + 4 * 65 + 2 * 64)
+    said = f"finetune: {trained:,} of {base + trained:,} parameters on this rank are trained"
+    assert done.out.splitlines().count(said) == 1
     assert row["tokens_per_second_per_gpu"] == pytest.approx(row["tokens"] / row["seconds"])
 
 

@@ -25,6 +25,7 @@ SHARED = ("model", "data", "base", "stages")
 SMALL = (
     "pretraining=null",
     "model.toy.num_hidden_layers=2",
+    "model.toy.num_attention_heads=10",  # of no width are there two: see tests.shapes
     "data.seq_length=160",
     "data.prepare.instruction=Route the ticket.",
     "data.micro_batch_size=2",
@@ -84,7 +85,7 @@ def main() -> None:
     """The process that imports NeMo, and forks."""
     listed = Path(sys.argv[1])
     folder, plan = listed.parent, json.loads(listed.read_text())
-    shared = _run(folder / "shared", plan["source"], [])
+    shared = _run(folder / "before", plan["source"], [])
     for stage in ("model", "prepare", "import"):
         assert _forked([partial(_stage, shared, stage)], folder / f"{stage}.out") == 0, stage
     import training.train  # noqa: F401 - what takes the time
