@@ -25,13 +25,14 @@ from nemo.collections.llm.gpt.data.packed_sequence import PackedSequenceSpecs  #
 
 from common.console import rank  # noqa: E402
 from common.errors import CheckpointError, ConfigurationError  # noqa: E402
-from converters.nemo_folder import TOKENIZER, config_of  # noqa: E402
+from converters.nemo_folder import TOKENIZER, WEIGHTS, config_of  # noqa: E402
+from converters.storage.checked_folder import ensure_safe  # noqa: E402
 from data_prep.nemo_dataset import NEMO_DATASET_KWARGS, packed_sequence_arguments  # noqa: E402
 from modeling.attention import attention_backend, installed_versions  # noqa: E402
 from modeling.hf_config import GptOssConfig  # noqa: E402
 from modeling.model_config import DTYPES, nemo_config  # noqa: E402
 from modeling.precision import Precision  # noqa: E402
-from pipeline.checkpoints import last_checkpoint, remove_former_lasts, step_of  # noqa: E402
+from pipeline.checkpoints import last_checkpoint, remove_former_lasts, resumed_with, step_of  # noqa: E402
 from pipeline.history import HISTORY  # noqa: E402
 from recipes.schema.recipe import Recipe, lora_targets  # noqa: E402
 from recipes.schema.trees import Deferred  # noqa: E402
@@ -63,9 +64,15 @@ class Training:
     out: Path
 
     def run(self) -> None:
-        """Train to the end, from the last checkpoint in `out` where there is one."""
+        """Train to the end, from the last checkpoint in `out` where there is one.
+
+        Raises:
+            CheckpointError: a checkpoint that NeMo would load could run code, or is damaged.
+        """
         if self._is_finished():
             return
+        for checkpoint in {self.start, *resumed_with(self.out)}:
+            ensure_safe(checkpoint / WEIGHTS)  # Megatron's loaders run what a checkpoint names
         if ON_CPU:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
         tokenizer = AutoTokenizer(str(self.like / "context" / TOKENIZER))
@@ -76,7 +83,7 @@ class Training:
             log=self._log(),
             optim=self._optimizer(),
             resume=nl.AutoResume(
-                # the tokenizer is given above
+                # the tokenizer is given above; io.json would be built from, whatever callables it names
                 restore_config=nl.RestoreConfig(path=str(self.start), load_artifacts=False),
                 resume_if_exists=True,
                 resume_ignore_no_checkpoint=True,
@@ -96,6 +103,7 @@ class Training:
             weights = last_checkpoint(self.out) / "weights"
         except CheckpointError:
             return False
+        ensure_safe(weights)
         state = dist_checkpointing.load_common_state_dict(str(weights))
         callbacks = state.get("callbacks", {}).values()  # the last step's has none
         stops = [(each["wait_count"], each["patience"]) for each in callbacks if "patience" in each]
