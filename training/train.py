@@ -82,12 +82,7 @@ class Training:
             trainer=self._trainer(),
             log=self._log(),
             optim=self._optimizer(),
-            resume=nl.AutoResume(
-                # the tokenizer is given above; io.json would be built from, whatever callables it names
-                restore_config=nl.RestoreConfig(path=str(self.start), load_artifacts=False),
-                resume_if_exists=True,
-                resume_ignore_no_checkpoint=True,
-            ),
+            resume=resume_from(self.start),
             peft=self.recipe.peft.build() if self.recipe.peft else None,
             tokenizer=None,
         )
@@ -212,3 +207,13 @@ class Training:
             ckpt=self.recipe.checkpoint.build(),
             update_logger_directory=False,
         )
+
+
+def resume_from(start: Path) -> nl.AutoResume:
+    """What NeMo loads: the last checkpoint of the training's folder, else the weights of `start`; never a context."""
+    return nl.AutoResume(
+        # model and tokenizer are given; `load_context` would call whatever callables io.json names
+        restore_config=nl.RestoreConfig(path=str(start), load_artifacts=False),
+        resume_if_exists=True,
+        resume_ignore_no_checkpoint=True,
+    )

@@ -153,7 +153,7 @@ def _noted(file: Path) -> list[WriteResult] | None:
     try:
         return [
             WriteResult(
-                MetadataIndex(shared.setdefault(fqn, fqn), None if offset is None else torch.Size(offset), index),
+                MetadataIndex(fqn, None if offset is None else torch.Size(offset), index),
                 size,
                 _StorageInfo(shared.setdefault(path, path), start, length),
             )
