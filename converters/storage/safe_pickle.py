@@ -40,11 +40,12 @@ class RefusedError(Exception):
     """What a pickle does that no checkpoint's needs; the message goes on from the file's name."""
 
 
-# What a metadata file does beside naming and making objects.
+# What a metadata file does beside naming and making objects; protocol 4, which torch's writer has always taken. PUT of
+# the older ones makes pickle's memo as long as a file wants.
 _PLAIN = (
-    "PROTO FRAME STOP MARK MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET NONE NEWTRUE NEWFALSE BININT BININT1 BININT2"
-    " LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS"
-    " EMPTY_DICT GLOBAL STACK_GLOBAL"
+    "PROTO FRAME STOP MARK MEMOIZE BINGET LONG_BINGET NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT"
+    " BINUNICODE SHORT_BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT GLOBAL"
+    " STACK_GLOBAL"
 )
 
 
