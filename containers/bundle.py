@@ -50,7 +50,7 @@ def loaded() -> list[str]:
             if done.returncode:
                 sys.exit(f"stage {stage} of the tiny recipe failed:\n{done.stdout.decode(errors='replace')[-3000:]}")
             names |= set(json.loads((Path(folder) / f"{stage}.json").read_text()))
-    return sorted(names)
+    return sorted(name for name in names if _installed(name))  # setuptools has packages inside that nobody can fetch
 
 
 def record_stage(name: str, folder: Path) -> None:

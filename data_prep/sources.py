@@ -259,8 +259,8 @@ class SpreadsheetSource:
         self._sheet = filled[0]
         self.columns = [str(column) for column in self._sheet.columns]
 
-    def rows(self, wanted: Sequence[str]) -> Iterator[Row | Damaged]:
-        places = [self.columns.index(name) for name in wanted]
+    def rows(self, names: Sequence[str]) -> Iterator[Row | Damaged]:
+        places = [self.columns.index(name) for name in names]
         for line, values in enumerate(self._sheet.itertuples(index=False, name=None), 2):
             yield Row(line, [_text(values[place]) for place in places])
 

@@ -26,6 +26,8 @@ from safetensors.torch import save_file
 from converters.hf_reader import HfReader
 from converters.import_hf import import_checkpoint
 from converters.mapping import TABLE, Place, layers_of
+from converters.nemo_folder import WEIGHTS
+from converters.storage.checked_folder import ensure_safe
 from converters.toy_checkpoint import write_toy_checkpoint
 from data_prep.harmony import CHAT_TEMPLATE, SPECIAL_TOKENS
 from data_prep.sample import sample_texts
@@ -82,6 +84,7 @@ def _right(job: KernelJob, folder: Path, settings: dict[str, Any]) -> tuple[floa
     import_checkpoint(hf, nemo)
     config = GptOssConfig.from_file(hf)
     model = inference.build_model(config, seq_length=256, dtype=DTYPES[job.precision], **settings)
+    ensure_safe(nemo / WEIGHTS)
     inference.load_weights(model, nemo)
     reference = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager")
     tokens = torch.randint(3, config.vocab_size, (2, 200), generator=torch.Generator().manual_seed(0))

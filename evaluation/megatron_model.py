@@ -21,6 +21,8 @@ from megatron.core.transformer.moe.router import TopKRouter
 
 from common.console import rank, say
 from converters.lora import peft_settings
+from converters.nemo_folder import WEIGHTS
+from converters.storage.checked_folder import ensure_safe
 from data_prep.prepared import load_prepared
 from evaluation.jobs import ScoreJob
 from evaluation.scoring import LabelScores, LogitsFunction, decode_labels, save_scores
@@ -44,8 +46,10 @@ def load(parts: Parts, *, seq_length: int, precision: Precision) -> torch.nn.Mod
     """This rank's part of a model, with the adapter in it where there is one.
 
     Raises:
-        CheckpointError: a weight is missing, or the adapter's settings are.
+        CheckpointError: a weight is missing, or the adapter's settings are; or a file could run code.
     """
+    for checkpoint in filter(None, (parts.weights, parts.adapter)):
+        ensure_safe(checkpoint / WEIGHTS)  # Megatron's loader runs what a checkpoint names
     model = inference.build_model(parts.config, seq_length=seq_length, dtype=DTYPES[precision])
     inference.load_weights(model, parts.weights)
     if parts.adapter:

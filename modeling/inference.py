@@ -82,6 +82,8 @@ def build_model(config: GptOssConfig, *, seq_length: int, dtype: torch.dtype, **
 def load_weights(model: torch.nn.Module, checkpoint: Path) -> None:
     """Fill the model from a NeMo checkpoint, whatever layout it was saved at.
 
+    Megatron's loader unpickles: of a foreign checkpoint only what `converters.storage.checked_folder` has let pass.
+
     Raises:
         CheckpointError: a weight is missing in the checkpoint.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import CheckpointError
-from converters.nemo_folder import METADATA, TOKENIZER, config_file_of, config_of, is_nemo, trained_on
+from converters.nemo_folder import METADATA, TOKENIZER, WEIGHTS, config_file_of, config_of, is_nemo, trained_on
 from modeling.hf_config import GptOssConfig
 from pipeline.run_folder import RunFolder, run_above
 
@@ -48,6 +48,16 @@ def last_checkpoint(folder: Path) -> Path:
     if not finished:
         raise CheckpointError(f"{folder} holds no finished checkpoint: launch the recipe again, it goes on from there.")
     return max(finished, key=step_of)
+
+
+def resumed_with(folder: Path) -> list[Path]:
+    """Checkpoints that NeMo may load when a training in `folder` goes on: its last, and what an adapter was put on.
+
+    Raises:
+        CheckpointError: an adapter does not say what it was put on.
+    """
+    lasts = _finished(folder, "*last")  # NeMo's own pattern
+    return lasts + [trained_on(path) for path in lasts if (path / WEIGHTS / METADATA).is_file()]
 
 
 def best_checkpoint(folder: Path) -> Path:

@@ -122,6 +122,30 @@ def test_who_imports_nemo_and_nemo_run() -> None:
     assert not {(m.split(".")[0], other.split(".")[0]) for m in files() for other in ours(m)} & NEVER
 
 
+def test_nobody_runs_what_a_file_names() -> None:
+    """Pickles are read with `safe_pickle` or weights_only; Megatron's loaders stand behind `ensure_safe`."""
+    unsafe = {"Unpickler", "load_context", "load_common_state_dict", "read_metadata"}
+    found = set()
+    for module, file in files().items():
+        for call in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)):
+            name, said = ast.unparse(call.func), {word.arg: ast.unparse(word.value) for word in call.keywords}
+            if (
+                (name in {"torch.load", "torch.jit.load"} and said.get("weights_only") != "True")
+                or re.fullmatch(r"(pickle|cloudpickle|dill|joblib|dist_checkpointing)\.loads?", name)
+                or (name in {"np.load", "numpy.load"} and said.get("allow_pickle", "False") != "False")
+                or name in {"yaml.unsafe_load", "yaml.full_load"}
+                or ("." in name and name.rpartition(".")[2] in unsafe)
+            ):
+                found.add((module, name))
+    assert found == {
+        ("modeling.inference", "dist_checkpointing.load"),
+        ("training.train", "dist_checkpointing.load_common_state_dict"),
+    }
+    callers = {module for module in files() if "modeling.inference" in ours(module)}
+    loading = {m for m in callers if re.search(r"\.load_(weights|adapter)\(", files()[m].read_text())}
+    assert {m for m in files() if "converters.storage.checked_folder" in ours(m)} == {*loading, "training.train"}
+
+
 def test_a_file_name_means_one_thing() -> None:
     """No name stands in two rooms, none is a room's, and no module has a function or class of its own name."""
     places: dict[str, list[str]] = {}

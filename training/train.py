@@ -26,13 +26,14 @@ from nemo.collections.llm.gpt.data.packed_sequence import PackedSequenceSpecs  #
 from common.console import rank  # noqa: E402
 from common.errors import CheckpointError, ConfigurationError  # noqa: E402
 from converters.extra_states import check_states  # noqa: E402
-from converters.nemo_folder import TOKENIZER, config_of  # noqa: E402
+from converters.nemo_folder import TOKENIZER, WEIGHTS, config_of  # noqa: E402
+from converters.storage.checked_folder import ensure_safe  # noqa: E402
 from data_prep.nemo_dataset import NEMO_DATASET_KWARGS, packed_sequence_arguments  # noqa: E402
 from modeling import attention  # noqa: E402
 from modeling.hf_config import GptOssConfig  # noqa: E402
 from modeling.model_config import DTYPES, nemo_config  # noqa: E402
 from modeling.precision import Precision  # noqa: E402
-from pipeline.checkpoints import last_checkpoint, remove_former_lasts, step_of  # noqa: E402
+from pipeline.checkpoints import last_checkpoint, remove_former_lasts, resumed_with, step_of  # noqa: E402
 from pipeline.history import HISTORY  # noqa: E402
 from recipes.schema.recipe import Recipe, lora_targets  # noqa: E402
 from recipes.schema.trees import Deferred  # noqa: E402
@@ -64,9 +65,15 @@ class Training:
     out: Path
 
     def run(self) -> None:
-        """Train to the end, from the last checkpoint in `out` where there is one."""
+        """Train to the end, from the last checkpoint in `out` where there is one.
+
+        Raises:
+            CheckpointError: a checkpoint that NeMo would load could run code, or is damaged.
+        """
         if self._is_finished():
             return
+        for checkpoint in {self.start, *resumed_with(self.out)}:
+            ensure_safe(checkpoint / WEIGHTS)  # Megatron's loaders run what a checkpoint names
         if ON_CPU:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
         if attention.this_machine().capability is not None:
@@ -78,12 +85,7 @@ class Training:
             trainer=self._trainer(),
             log=self._log(),
             optim=self._optimizer(),
-            resume=nl.AutoResume(
-                # the tokenizer is given above
-                restore_config=nl.RestoreConfig(path=str(self.start), load_artifacts=False),
-                resume_if_exists=True,
-                resume_ignore_no_checkpoint=True,
-            ),
+            resume=resume_from(self.start),
             peft=self.recipe.peft.build() if self.recipe.peft else None,
             tokenizer=None,
         )
@@ -99,6 +101,7 @@ class Training:
             weights = last_checkpoint(self.out) / "weights"
         except CheckpointError:
             return False
+        ensure_safe(weights)
         state = dist_checkpointing.load_common_state_dict(str(weights))
         callbacks = state.get("callbacks", {}).values()  # the last step's has none
         stops = [(each["wait_count"], each["patience"]) for each in callbacks if "patience" in each]
@@ -210,3 +213,13 @@ class Training:
             ckpt=self.recipe.checkpoint.build(),
             update_logger_directory=False,
         )
+
+
+def resume_from(start: Path) -> nl.AutoResume:
+    """What NeMo loads: the last checkpoint of the training's folder, else the weights of `start`; never a context."""
+    return nl.AutoResume(
+        # model and tokenizer are given; `load_context` would call whatever callables io.json names
+        restore_config=nl.RestoreConfig(path=str(start), load_artifacts=False),
+        resume_if_exists=True,
+        resume_ignore_no_checkpoint=True,
+    )

@@ -9,18 +9,18 @@ from __future__ import annotations
 import io
 import json
 import os
-import pickle
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -45,6 +45,7 @@ from common.artifacts import FINISHED, write_bytes
 from common.errors import CheckpointError
 from common.values import one_line
 from converters.storage.direct_io import DirectFile, WriteStream
+from converters.storage.metadata_file import read_metadata
 from converters.storage.pool import run_all
 from converters.storage.torch_archives import TorchArchives, region
 
@@ -113,20 +114,54 @@ def write_weights(
         # Written after the file was flushed to disk, so its presence says that the file is whole.
         finished = folder / f"__{number}{FINISHED}"
         shard = [*shards, []][number]
-        if finished.is_file():
+        if _noted(finished) is not None:
             progress(sum(piece.bytes for piece in shard), len(shard))
         else:
             # Torch's checksums are a third of the work, and no reader of its files looks at them; set for each thread.
             with serialization.patch("save.compute_crc32", False):  # pyright: ignore[reportAttributeAccessIssue]
                 written = writer.write_data(plans[number], _Producer(shard, progress)).wait()
-            write_bytes(finished, pickle.dumps(written))
-        # unpickled in either case: shared objects decide the bytes of .metadata, and a resume must not change them
-        results[number] = pickle.loads(finished.read_bytes())
+            write_bytes(finished, _note(written))
+        # read back in either case: shared objects decide the bytes of .metadata, and a resume must not change them
+        results[number] = _noted(finished) or []
 
     run_all((lambda number=number: write(number)) for number in range(len(plans)))
     writer.finish(_metadata(pieces, empty_states), results)
     torch.save({}, folder / "common.pt")
     (folder / "metadata.json").write_text(json.dumps(FORMAT))
+
+
+def _note(written: Sequence[WriteResult]) -> bytes:
+    """What a shard's file holds and where, for a run that goes on; JSON, as the folder may be anybody's."""
+    rows = []
+    for each in written:
+        index, place = each.index, each.storage_data
+        row = (
+            index.fqn,
+            index.offset,
+            index.index,
+            each.size_in_bytes,
+            place.relative_path,
+            place.offset,
+            place.length,
+        )
+        rows.append(row)
+    return json.dumps(rows).encode()
+
+
+def _noted(file: Path) -> list[WriteResult] | None:
+    """What `_note` wrote; None for anything else, such as the pickles of former versions: the shard is written anew."""
+    shared: dict[str, str] = {}  # a string that is one object stands once in .metadata
+    try:
+        return [
+            WriteResult(
+                MetadataIndex(fqn, None if offset is None else torch.Size(offset), index),
+                size,
+                _StorageInfo(shared.setdefault(path, path), start, length),
+            )
+            for fqn, offset, index, size, path, start, length in json.loads(file.read_bytes())
+        ]
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _shards(pieces: Sequence[Piece]) -> list[list[Piece]]:
@@ -209,14 +244,7 @@ class WeightsReader:
         self.folder = folder
         if not (folder / ".metadata").is_file():
             raise CheckpointError(f"{folder} holds no NeMo weights (.metadata is missing): name a NeMo checkpoint.")
-        self._reader = FileSystemReader(folder)
-        try:
-            self.metadata = self._reader.read_metadata()
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{folder}/.metadata is damaged ({one_line(error)}): import or train it again."
-            ) from None
-        self._reader.set_up_storage_reader(self.metadata, is_coordinator=True)
+        self.metadata = read_metadata(folder / ".metadata")
         self._chunks = cache(self._chunks_by_leading)
         self._archives = TorchArchives()
         self._open = lru_cache(64)(DirectFile)  # Megatron writes two files a rank
@@ -266,7 +294,7 @@ class WeightsReader:
             raise CheckpointError(f"{self.folder} lacks a part of {key}: make the checkpoint again.")
         try:
             parts = [self._read(item) for item in items]
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, UnpicklingError) as error:
             raise CheckpointError(
                 f"{self.folder}: {key} cannot be read ({one_line(error)}): make the checkpoint again."
             ) from None
@@ -279,7 +307,7 @@ class WeightsReader:
 
     def _read(self, item: ReadItem) -> torch.Tensor:
         """The part of a stored chunk that the item names."""
-        stored = self._reader.storage_data[item.storage_index]
+        stored = self.metadata.storage_data[item.storage_index]
         file = self._open(self.folder / stored.relative_path)
         return self._archives.read(file, stored.offset, stored.length, item.storage_offsets, item.lengths)
 

@@ -8,8 +8,8 @@ from modeling.attention import Machine, attention_backend, this_machine
 
 
 def machine(engine: str | None, cudnn: str | None, capability: tuple[int, int] = (9, 0)) -> Machine:
-    versions = [Version(text) if text else None for text in (engine, cudnn)]
-    return Machine(*versions, capability, 8, 80 * 10**9)
+    engine_version, cudnn_version = (Version(text) if text else None for text in (engine, cudnn))
+    return Machine(engine_version, cudnn_version, capability, 8, 80 * 10**9)
 
 
 H100 = machine("2.12.0", "9.18.0")
