@@ -78,8 +78,8 @@ def become(capability: tuple[int, int], cudnn: int) -> None:
     _gpu.capability, _gpu.cudnn = capability, cudnn
     _cuda.fake_gpu_set(DEVICES[capability], ctypes.c_size_t(cudnn))
     utils: Any = importlib.import_module("transformer_engine.pytorch.utils")
-    utils._get_device_compute_capability.cache_clear()
-    utils.get_cudnn_version.cache_clear()
+    for name in ("_get_device_compute_capability", "get_cudnn_version", "_get_cudnn_version"):  # the last from 2.20 on
+        getattr(getattr(utils, name, None), "cache_clear", bool)()
     forget_backend()
 
 
