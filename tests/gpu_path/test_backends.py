@@ -43,6 +43,18 @@ def test_context_parallelism_from_rank_to_rank_has_no_backend(results: Results) 
     assert results["backends"]["p2p"] == "none"
 
 
+def test_the_health_check_says_the_same(results: Results) -> None:
+    """Issue 13, finding 6: it said "fused" without looking at the GPU's capability or at the precision."""
+    told = results["backends"]["health"]
+    assert told["(9, 0)"] == [
+        "attention, bf16, packed: fused, with sinks",
+        "attention, bf16: fused, with sinks",
+        "attention, fp32: unfused, with sinks",
+    ]
+    assert told["(8, 0)"][0].startswith("attention, bf16, packed: UNSUPPORTED, packed sequences with attention sinks")
+    assert told["(8, 0)"][1:] == told["(9, 0)"][1:]
+
+
 def test_the_newest_transformer_engine_takes_what_we_choose(newest: dict[str, Any]) -> None:
     """Its library asks cuDNN itself, which needs a GPU: only its Python filters speak here, so it may refuse more."""
     assert newest["engine"] == "2.20.2"

@@ -46,6 +46,14 @@ def test_two_processes_train_as_one(trainings: dict[str, Any], name: str) -> Non
         assert figures(found, "tokens") == figures(alone, "tokens")
 
 
+def test_context_parallelism_trains_as_one_process(trainings: dict[str, Any]) -> None:
+    """Issue 13, finding 5: Megatron's own exchange, point to point, has no backend with sinks."""
+    alone, found = trainings["dense"], trainings["context"]
+    assert figures(found, "loss") == [pytest.approx(row, rel=2e-4) for row in figures(alone, "loss")]
+    assert figures(found, "grad_norm") == [pytest.approx(row, rel=5e-3) for row in figures(alone, "grad_norm")]
+    assert figures(found, "tokens") == figures(alone, "tokens")
+
+
 @pytest.mark.parametrize("name", ["broken", "recomputed"])
 def test_an_interrupted_and_a_recomputed_training_are_the_same_training(trainings: dict[str, Any], name: str) -> None:
     names = ("loss", "grad_norm", "lr", "tokens")

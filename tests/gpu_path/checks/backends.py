@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from containers.health import _gpu
 from errors import ConfigurationError
 from modeling import attention
 from tests.gpu_path import emulation
@@ -28,7 +29,14 @@ def run(folder: Path) -> dict[str, Any]:
     uses = product(emulation.DEVICES, CUDNN, DTYPES, (False, True), (1, 2))
     cases = [case(*use) for use in uses]
     emulation.become((9, 0), 92000)
-    return {"cases": cases, "p2p": choice("fused", "bf16", False, 2, WINDOWS[0], exchange="p2p")}
+    point_to_point = choice("fused", "bf16", False, 2, WINDOWS[0], exchange="p2p")
+    return {"cases": cases, "p2p": point_to_point, "health": {str(gpu): health(gpu) for gpu in emulation.DEVICES}}
+
+
+def health(capability: tuple[int, int]) -> list[str]:
+    """What containers/health.py prints about attention on a GPU."""
+    emulation.become(capability, 91800)
+    return [line for line in _gpu(torch) if line.startswith("attention")]
 
 
 def case(capability: tuple[int, int], cudnn: int, precision: str, packed: bool, context: int) -> dict[str, Any]:

@@ -39,7 +39,12 @@ def engine_model(config: Any, backend: str = "fused", **overrides: Any) -> torch
     from megatron.core.transformer.enums import AttnBackend
 
     # its Triton kernel takes 20 ms a program in the interpreter; `model.permutation` runs it once
-    arguments = {"moe_permute_fusion": False, "attention_backend": AttnBackend[backend], **overrides}
+    arguments = {
+        "moe_permute_fusion": False,
+        "attention_backend": AttnBackend[backend],
+        "gradient_accumulation_fusion": False,  # there are no buffers without Megatron's DDP; the trainings have them
+        **overrides,
+    }
     return _build(config, **arguments)
 
 
