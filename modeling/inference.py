@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
-from modeling import cpu_backend
+from modeling import attention, cpu_backend
 
 ON_CPU = cpu_backend.activate()  # before NeMo and Megatron-core load: they look for CUDA then
 
@@ -136,8 +136,11 @@ def logits(model: torch.nn.Module, tokens: torch.Tensor, positions: torch.Tensor
     padded = padded.to(device)
     position_ids = torch.arange(padded.shape[1], device=device).expand(batch, -1)
     # Megatron's local attention wants the mask spelled out; Transformer Engine makes the causal one itself.
+    spelled_out = attention.this_machine().capability is None
     mask = (
-        torch.ones(1, 1, padded.shape[1], padded.shape[1], dtype=torch.bool, device=device).triu(1) if ON_CPU else None
+        torch.ones(1, 1, padded.shape[1], padded.shape[1], dtype=torch.bool, device=device).triu(1)
+        if spelled_out
+        else None
     )
 
     def step(_: Any, chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import REPOSITORY, run_to_its_end
 
 FOLDER = REPOSITORY / ".gpu-path"
-CHECKS = ("model", "layouts", "meta", "backends")
+CHECKS = ("model", "layouts", "backends", "meta", "training")
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,33 @@ class Results:
         return json.loads(found.read_text())
 
 
-def run_checks(engine: Path, folder: Path, *checks: str) -> Results:
-    """Run checks with the Transformer Engine of a folder that install.sh filled; skip where there is none."""
+def require(engine: Path) -> Path:
+    """A folder that install.sh filled; skip where it has not."""
     if not (engine / "cuda" / "libcudart.so.13").is_file():
-        pytest.skip(f"{engine.name} is not there: make gpu-path-env fetches Transformer Engine's wheels (0.4 GB)")
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, engine))),
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    command = [sys.executable, "-m", "tests.gpu_path.worker", str(folder), *checks]
-    done = run_to_its_end(command, env=environment, timeout=560, cwd=folder)
-    return Results(folder, done.out + done.err)
+        pytest.skip(f"{engine.name} is not there: make gpu-path-env fetches Transformer Engine's wheels (0.6 GB)")
+    return engine
+
+
+def environment(*engines: Path) -> dict[str, str]:
+    """Of a process that imports Transformer Engine from these folders."""
+    paths = os.pathsep.join(map(str, (REPOSITORY, *engines)))
+    return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @pytest.fixture(scope="session")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return run_checks(FOLDER, tmp_path_factory.mktemp("gpu_path"), *CHECKS)
+    folder = tmp_path_factory.mktemp("gpu_path")
+    command = [sys.executable, "-m", "tests.gpu_path.worker", str(folder), *CHECKS]
+    done = run_to_its_end(command, env=environment(require(FOLDER)), timeout=900, cwd=folder)
+    return Results(folder, done.out + done.err)
+
+
+@pytest.fixture(scope="session")
+def newest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the newest Transformer Engine takes, asked in a process of its own."""
+    folder = tmp_path_factory.mktemp("newest")
+    engines = (require(REPOSITORY / ".gpu-path-newest"), require(FOLDER))
+    command = [sys.executable, "-m", "tests.gpu_path.newest", str(folder)]
+    done = run_to_its_end(command, env=environment(*engines), timeout=200, cwd=folder)
+    assert done.status == 0, done.err[-3000:]
+    return json.loads((folder / "newest.json").read_text())

@@ -7,7 +7,8 @@ Triton's interpreter, Megatron-core's layer spec for GPUs, NeMo, the package. St
 1. CUDA's libraries, which only say which device and which cuDNN there are: fake_gpu.c;
 2. Transformer Engine's compiled extension: `extension`, and `kernels` for what computes;
 3. `torch.cuda` and tensors on it: those of `modeling.cpu_backend`, and for Transformer Engine's eyes alone a GPU;
-4. what the package asks about the machine: `modeling.attention.this_machine`.
+4. apex's one function that Megatron-core calls, as NVIDIA's image has it: `_stand_in_for_apex`;
+5. what the package asks about the machine: `modeling.attention.this_machine`.
 
 So tensors lie on the CPU, and gloo, not NCCL, is between processes.
 """
@@ -28,7 +29,7 @@ import torch
 from packaging.version import Version
 
 from modeling import attention, cpu_backend
-from tests.gpu_path import extension
+from tests.gpu_path import extension, kernels
 
 DEVICES = {(9, 0): 0, (8, 0): 1, (10, 0): 2, (12, 0): 3}
 """fake_gpu.c's device of each compute capability: Transformer Engine's library asks a device once."""
@@ -46,6 +47,7 @@ def activate() -> None:
     """Make this process one that sees a GPU: at first an H100 with cuDNN 9.18.0; `become` changes that."""
     load_engine()
     attention.this_machine = machine
+    _stand_in_for_apex()
     cpu_backend.activate()
     _reach_backward_passes()
 
@@ -78,8 +80,8 @@ def become(capability: tuple[int, int], cudnn: int) -> None:
     _gpu.capability, _gpu.cudnn = capability, cudnn
     _cuda.fake_gpu_set(DEVICES[capability], ctypes.c_size_t(cudnn))
     utils: Any = importlib.import_module("transformer_engine.pytorch.utils")
-    utils._get_device_compute_capability.cache_clear()
-    utils.get_cudnn_version.cache_clear()
+    for name in ("_get_device_compute_capability", "get_cudnn_version", "_get_cudnn_version"):  # the last from 2.20 on
+        getattr(getattr(utils, name, None), "cache_clear", bool)()
     forget_backend()
 
 
@@ -152,8 +154,22 @@ def _show_gpu_to_engine() -> None:
     torch.Tensor.is_cuda = property(is_cuda)  # type: ignore[assignment,misc]
     torch.cuda.get_device_properties = properties  # type: ignore[assignment]
     torch.cuda.get_device_capability = lambda *_: _gpu.capability
+    torch.cuda.get_device_name = lambda *_: "no GPU"
     torch.cuda.is_current_stream_capturing = lambda: False
     torch.cuda.current_device = lambda: cpu_backend.CPU  # type: ignore[assignment,return-value]
+
+
+def _stand_in_for_apex() -> None:
+    """Where apex is installed, NeMo has Megatron-core add weight gradients into fp32 buffers as they are computed."""
+    apex: Any = ModuleType("fused_weight_gradient_mlp_cuda")
+
+    def wgrad_gemm_accum_fp32(x: torch.Tensor, gradient: torch.Tensor, total: torch.Tensor) -> None:
+        """Add gradientᵀ · x to `total` (out, in), fp32."""
+        kernels.CALLS["wgrad_gemm_accum_fp32"] += 1
+        total.add_(gradient.float().T @ x.float())
+
+    apex.wgrad_gemm_accum_fp32 = wgrad_gemm_accum_fp32
+    sys.modules[apex.__name__] = apex
 
 
 def _reach_backward_passes() -> None:

@@ -64,7 +64,10 @@ def _enumerations(headers: Path) -> Iterator[tuple[str, type[enum.IntEnum]]]:
 
 
 def _dtypes(of_headers: type[enum.IntEnum]) -> type[enum.IntEnum]:
-    return enum.IntEnum("DType", {member.name.replace("kNVTE", "k"): member.value for member in of_headers})
+    """pybind11 leaves out what no tensor of torch's has (common/util/pybind_helper.h)."""
+    hidden = ("kNVTEInt16", "kNVTEInt64", "kNVTEFloat8E8M0", "kNVTENumTypes")
+    shown = {member.name.replace("kNVTE", "k"): member.value for member in of_headers if member.name not in hidden}
+    return enum.IntEnum("DType", shown)
 
 
 class _AnyName(type):

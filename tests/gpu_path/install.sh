@@ -16,8 +16,8 @@ nm -D --undefined-only "$library" |
 
 build() { gcc -shared -fPIC -O1 -w -Wl,-soname,"$1" -o "$folder/cuda/$1" "${@:2}"; }
 build libcudart.so.13 "$here/fake_gpu.c" "$folder/cuda/rest.c"
-# the others only have to be there: libtransformer_engine.so names them, and its Python looks for the unnumbered ones
-for name in libcublas.so.13 libcublasLt.so.13 libcudnn.so.9 libcudnn_{graph,ops,cnn,adv,heuristic}.so.9 \
-  libcudnn_engines_{precompiled,runtime_compiled}.so.9 lib{cudnn,nvrtc,curand}.so; do
-  build "$name" -xc /dev/null
+# the others only have to be there: libtransformer_engine.so names them, and its Python looks for three without numbers
+needed=$(readelf -d "$library" | sed -nE 's/.*NEEDED.*\[(lib(cu|nv|nccl)[^]]*)\]/\1/p')
+for name in $needed lib{cudnn,nvrtc,curand}.so; do
+  [ "$name" = libcudart.so.13 ] || build "$name" -xc /dev/null
 done

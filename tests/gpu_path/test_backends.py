@@ -8,7 +8,7 @@ import pytest
 
 from tests.gpu_path.conftest import Results
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]  # the first test waits for all checks
 
 REFUSED_BY_MEGATRON = " packed CP2"  # which cannot slice packed sequences, whatever Transformer Engine takes
 
@@ -41,3 +41,25 @@ def test_every_answer_is_given_somewhere(cases: list[dict[str, Any]]) -> None:
 
 def test_context_parallelism_from_rank_to_rank_has_no_backend(results: Results) -> None:
     assert results["backends"]["p2p"] == "none"
+
+
+def test_the_health_check_says_the_same(results: Results) -> None:
+    """Issue 13, finding 6: it said "fused" without looking at the GPU's capability or at the precision."""
+    lines = results["backends"]["health"]
+    assert lines["(9, 0)"] == [
+        "attention, bf16, packed: fused, with sinks",
+        "attention, bf16: fused, with sinks",
+        "attention, fp32: unfused, with sinks",
+    ]
+    assert lines["(8, 0)"][0].startswith("attention, bf16, packed: packed sequences with attention sinks")
+    assert lines["(8, 0)"][1:] == lines["(9, 0)"][1:]
+
+
+def test_the_newest_transformer_engine_takes_what_we_choose(newest: dict[str, Any]) -> None:
+    """Its library asks cuDNN itself, which needs a GPU: only its Python filters speak here, so it may refuse more."""
+    assert newest["engine"] == "2.20.2"
+    assert newest["p2p"] == "none"
+    chosen = [case for case in newest["cases"] if not case["ours"].startswith("refused")]
+    assert len(chosen) == 36 + 24
+    for case in chosen:
+        assert case["theirs"] == [case["ours"]], case

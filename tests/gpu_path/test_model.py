@@ -8,7 +8,7 @@ import pytest
 
 from tests.gpu_path.conftest import Results
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]  # the first test waits for all checks
 
 LAYERS = 3
 
@@ -54,8 +54,9 @@ def test_packed_sequences_do_not_see_each_other(model: dict[str, Any]) -> None:
 
 
 def test_every_parameter_has_the_local_specs_gradient(model: dict[str, Any]) -> None:
-    engine, local, parameters = model["trained"]
-    assert engine == local == parameters == 126
+    tensors, engine, local = model["trained"]
+    assert tensors == 126
+    assert engine == local > 10**6
     assert model["gradients"] < 1e-5
 
 

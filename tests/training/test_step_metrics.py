@@ -141,6 +141,20 @@ def test_time_in_kernels_that_overlap_counts_once() -> None:
     assert idle.stop(1.0) is None, "gloo's waiting is no figure"
 
 
+def test_a_pipeline_stage_without_tokens_counts_none(alone: None, tmp_path: Path) -> None:
+    """NeMo gives tokens to the first stage alone; every training over pipeline stages ended in an AttributeError."""
+    from recipes.watching import Watch
+
+    from tests.modeling.test_expert_lora import CONFIG
+
+    watch = Watch("finetune", tmp_path / "history.jsonl", 1, CONFIG, None)
+    stage = torch.nn.Identity().train()
+    watch._count(stage, (), {"input_ids": None, "position_ids": None})
+    assert watch.work.tolist() == [0, 0, 0]
+    watch._count(stage, (), {"input_ids": torch.ones(2, 5, dtype=torch.long)})
+    assert watch.work[0] == 10
+
+
 def test_a_line_and_its_scalars() -> None:
     from training.callbacks.step_metrics import line, scalars
 

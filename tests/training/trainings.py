@@ -83,7 +83,11 @@ def train(folder: Path, source: str, jobs: list[Job]) -> list[Done]:
 
 def main() -> None:
     """The process that imports NeMo, and forks."""
-    listed = Path(sys.argv[1])
+    run_listed(Path(sys.argv[1]))
+
+
+def run_listed(listed: Path) -> None:
+    """Run the jobs of a file that `train` wrote."""
     folder, plan = listed.parent, json.loads(listed.read_text())
     shared = _run(folder / "before", plan["source"], [])
     for stage in ("model", "prepare", "import"):

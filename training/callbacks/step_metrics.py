@@ -115,9 +115,8 @@ class StepMetrics(pl.Callback):
         torch.distributed.all_reduce(total)
         self.work.zero_()
         self.load.counts.zero_()
-        # Tensor-parallel ranks and pipeline stages see the same tokens.
+        # Tensor-parallel ranks see the same tokens.
         copies = parallel_state.get_tensor_model_parallel_world_size()
-        copies *= parallel_state.get_pipeline_model_parallel_world_size()
         work = Work(*(total[:3] / copies).tolist())
         row: Row = {"tokens": round(work.tokens), "seconds": seconds}
         row["tokens_per_second_per_gpu"] = work.tokens / seconds / world
@@ -138,6 +137,8 @@ class StepMetrics(pl.Callback):
         if not module.training:
             return
         tokens = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        if tokens is None:  # NeMo 2.7.3 gives them to the first pipeline stage alone (llm/gpt/model/base.py:95)
+            return
         ranks = parallel_state.get_context_parallel_world_size()  # each has its part of every sequence
         packed = kwargs.get("packed_seq_params")
         if packed is not None:

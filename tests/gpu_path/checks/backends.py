@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from common.errors import ConfigurationError
+from launch import doctor
 from modeling import attention
 from tests.gpu_path import emulation
 from tests.gpu_path.checks import base
@@ -28,7 +29,15 @@ def run(folder: Path) -> dict[str, Any]:
     uses = product(emulation.DEVICES, CUDNN, DTYPES, (False, True), (1, 2))
     cases = [case(*use) for use in uses]
     emulation.become((9, 0), 92000)
-    return {"cases": cases, "p2p": choice("fused", "bf16", False, 2, WINDOWS[0], exchange="p2p")}
+    point_to_point = choice("fused", "bf16", False, 2, WINDOWS[0], exchange="p2p")
+    return {"cases": cases, "p2p": point_to_point, "health": {str(gpu): health(gpu) for gpu in emulation.DEVICES}}
+
+
+def health(capability: tuple[int, int]) -> list[str]:
+    """What `nemo-run doctor` and containers/health.py say about attention on a GPU."""
+    emulation.become(capability, 91800)
+    lines = doctor.device(emulation.machine())
+    return [f"{line.about}: {line.text}" for line in lines if line.about.startswith("attention")]
 
 
 def case(capability: tuple[int, int], cudnn: int, precision: str, packed: bool, context: int) -> dict[str, Any]:

@@ -39,7 +39,12 @@ def engine_model(config: Any, backend: str = "fused", **overrides: Any) -> torch
     from megatron.core.transformer.enums import AttnBackend
 
     # its Triton kernel takes 20 ms a program in the interpreter; `model.permutation` runs it once
-    arguments = {"moe_permute_fusion": False, "attention_backend": AttnBackend[backend], **overrides}
+    arguments = {
+        "moe_permute_fusion": False,
+        "attention_backend": AttnBackend[backend],
+        "gradient_accumulation_fusion": False,  # there are no buffers without Megatron's DDP; the trainings have them
+        **overrides,
+    }
     return _build(config, **arguments)
 
 
@@ -67,10 +72,11 @@ def use_backend(name: str) -> None:
     emulation.forget_backend()
 
 
-def local_name(name: str) -> str:
-    """The local spec's name of a Transformer Engine model's parameter."""
+def of_local(name: str, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The local spec's gradient of a Transformer Engine model's parameter: it has one tensor of all experts."""
     name = name.replace("self_attention.linear_qkv.layer_norm_", "input_layernorm.")
-    return re.sub(r"mlp\.experts\.(linear_fc\d)\.(weight|bias)(\d+)", r"mlp.experts.local_experts.\3.\1.\2", name)
+    one = re.fullmatch(r"(.*mlp\.experts\.linear_fc\d\.(?:weight|bias))(\d+)", name)
+    return gradients[one[1]][int(one[2])] if one else gradients[name]
 
 
 def causal(tokens: torch.Tensor) -> torch.Tensor:

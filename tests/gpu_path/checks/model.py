@@ -121,8 +121,8 @@ def both_gradients(engine: torch.nn.Module, local: torch.nn.Module, tokens: torc
     twice = kernels.CALLS["fused_attn_fwd"] - once
     config.recompute_granularity = None
     return {
-        "trained": [len(found), len(expected), sum(1 for _ in engine.parameters())],
-        "gradients": max(base.relative(found[name], expected[base.local_name(name)]) for name in found),
+        "trained": [len(found), sum(map(torch.numel, found.values())), sum(map(torch.numel, expected.values()))],
+        "gradients": max(base.relative(found[name], base.of_local(name, expected)) for name in found),
         "attentions": [once, twice],
         "recomputed": max(base.relative(again[name], found[name]) for name in found) + abs(again_loss - loss),
     }
