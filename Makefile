@@ -1,9 +1,10 @@
 # The commands people type. Everything lives in .venv, which `make install` makes once.
 PYTHON ?= python3
 VENV   ?= .venv
+FOR    ?= 3.12
 BIN    := $(VENV)/bin
 
-.PHONY: install demo test test-fast gpu-path-env test-gpu-path lint types clean
+.PHONY: install demo test test-fast gpu-path-env test-gpu-path lint types bundle clean
 
 install: $(VENV)/.installed  ## the package, NeMo and the tools, at the versions of constraints.txt
 
@@ -45,6 +46,9 @@ lint: install
 
 types: install
 	$(BIN)/pyright
+
+bundle: install  ## wheels for a GPU machine without a network: bundle/, for Python 3.12 unless FOR=3.11
+	$(BIN)/python containers/bundle.py bundle --python $(FOR)
 
 clean:  ## runs and caches; .venv stays
 	rm -rf runs .pytest_cache .ruff_cache

@@ -24,7 +24,7 @@ def needed(pyproject: str) -> list[str]:
 
 def constraints(text: str) -> list[str]:
     """The lines of a constraints file for this environment."""
-    lines = [line for line in text.splitlines() if not re.match(r"torch==", line)]
+    lines = [line for line in text.splitlines() if not re.match(rf"({'|'.join(KEPT)})==", line)]
     for name in KEPT:
         try:
             lines.append(f"{name}=={version(name)}")
