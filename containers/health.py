@@ -17,32 +17,30 @@ def main() -> int:
     from modeling import cpu_backend
 
     on_cpu = cpu_backend.activate()
-    lines = [f"torch {torch.__version__}"]
+    told = [f"torch {torch.__version__}"]
     healthy = True
     for name in ("nemo_run", "megatron.core", "nemo", "transformers", "numba"):
         try:
             module = importlib.import_module(name)
         except ImportError as error:
-            lines.append(f"{name}: MISSING ({error})")
+            told.append(f"{name}: MISSING ({error})")
             healthy = False
         else:
-            lines.append(f"{name} {getattr(module, '__version__', '')}".rstrip())
+            told.append(f"{name} {getattr(module, '__version__', '')}".rstrip())
     if on_cpu:
-        lines.append("device: CPU; gloo between processes; Megatron's unfused attention and experts one by one")
+        told.append("device: CPU; gloo between processes; Megatron's unfused attention and experts one by one")
     else:
-        lines += _gpu(torch)
-        healthy = healthy and not any("TOO OLD" in line or "MISSING" in line for line in lines)
-    print("\n".join(lines))
+        told += _gpu(torch)
+        healthy = healthy and not any("TOO OLD" in line or "MISSING" in line for line in told)
+    print("\n".join(told))
     return 0 if healthy else 1
 
 
 def _gpu(torch) -> list[str]:  # type: ignore[no-untyped-def]
     cudnn = torch.backends.cudnn.version() or 0
-    installed = (cudnn // 10_000, cudnn // 100 % 100)
+    found = (cudnn // 10_000, cudnn // 100 % 100)
     lines = [f"device: {torch.cuda.get_device_name(0)} × {torch.cuda.device_count()}; NCCL between processes"]
-    lines.append(
-        f"cuDNN {installed[0]}.{installed[1]}" + ("" if installed >= CUDNN else ": TOO OLD for sinks with packing")
-    )
+    lines.append(f"cuDNN {found[0]}.{found[1]}" + ("" if found >= CUDNN else ": TOO OLD for sinks with packing"))
     try:
         import transformer_engine  # pyright: ignore[reportMissingImports]
     except ImportError as error:

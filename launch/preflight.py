@@ -17,9 +17,9 @@ from pipeline.pending import not_made
 from recipes.schema.logger_checks import obstacles
 
 GPU_EXECUTORS = ("docker", "slurm", "skypilot", "kubeflow")
-NOT_NOW = ("down, drained or reserved", "are busy")  # sbatch accepts the job nevertheless, and the job waits
+NOT_NOW = ("down, drained or reserved", "are busy")  # sbatch takes the job all the same, and it waits
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
-SHARED_EXECUTORS = ("local", "docker", "slurm")  # they share this file system, or the login node's
+SHARED_EXECUTORS = ("local", "docker", "slurm")  # these see this file system, or that of the login node
 
 
 def check(plan: LaunchPlan, *, force: bool = False) -> None:
