@@ -99,7 +99,7 @@ def against_stock(layers: int, folder: Path) -> None:
     write_random_checkpoint(hf, "gpt-oss-20b", layers)
 
     def timed(*command: str | Path) -> Cost:
-        plain_read(hf, cached=True)  # so that nobody waits for the disk to read, whatever came before
+        plain_read(hf, cached=True)  # so that the files are in the page cache for every measurement
         return run([str(part) for part in command])
 
     stock = timed(sys.executable, ROOT / "benchmarks" / "stock_import.py", hf, folder / "stock")

@@ -26,7 +26,7 @@ FINISHED = ".finished"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an output folder holds and what it was made from."""
+    """Files of an output folder, and the inputs that it was made from."""
 
     kind: str
     fingerprint: str
@@ -99,7 +99,7 @@ def write_manifest(
 
 
 def store_manifest(manifest: Manifest, file: Path) -> None:
-    """Write a manifest as it is."""
+    """Write a manifest to a file."""
     write_text(file, json.dumps(asdict(manifest), indent=1, ensure_ascii=False, default=str) + "\n")
 
 
@@ -127,8 +127,8 @@ def partial_of(path: Path) -> Path:
 def new_folder(path: Path, *, resume: bool = False) -> Iterator[Path]:
     """Yield a folder to write in; it becomes `path` when the block ends without an error.
 
-    What stood at `path` before stays until then. With `resume`, a partial folder of an interrupted run is handed out
-    as it is, and kept when the block fails; otherwise it is emptied first and removed on failure.
+    The former content of `path` stays until then. With `resume`, an interrupted run's partial folder is yielded with
+    its files, and kept when the block fails; otherwise it is emptied first and removed on failure.
 
     Raises:
         NemoRunError: `path` exists and holds something that this package did not write.

@@ -1,4 +1,4 @@
-"""What a stage's process says to the person who launched it, kept apart from what libraries print."""
+"""The console of a stage's process: the stage's own lines, apart from the output of libraries."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Dataclasses from trees of plain values (YAML, JSON, the command line) and back: the one checker of typed settings.
 
 A field's annotation says what is allowed: text, numbers, `Literal`, lists, dictionaries, other dataclasses, `None`. In
-`Annotated[str, check]` the function `check` is given the value first, and returns it as it shall be or raises a
+`Annotated[str, check]` the function `check` gets the value first, and returns the value to use or raises a
 ConfigurationError. A class with a method `from_tree` reads its own tree.
 """
 

@@ -38,7 +38,7 @@ class Job(Protocol):
 
 @contextmanager
 def run_job(job: Job, processes: int) -> Iterator[Path]:
-    """Run a job in so many processes on this machine; yields the file that it wrote, which is removed afterwards.
+    """Run a job in `processes` processes on this machine; yields its result file, which is removed afterwards.
 
     Raises:
         LaunchError: a process failed.

@@ -1,4 +1,4 @@
-"""What to install around a torch that is already there: `python containers/requirements.py needed|constraints`.
+"""The requirements around an installed torch: `python containers/requirements.py needed|constraints`.
 
 `needed` prints what pyproject.toml asks for with [nemo]; `constraints` prints constraints.txt with the torch that is
 installed in place of its own, so that pip does not touch the image's.

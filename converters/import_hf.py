@@ -77,13 +77,13 @@ class _Hashes:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
-        self._found: dict[str, str] = {}
+        self._sums: dict[str, str] = {}
         self._thread = threading.Thread(target=self._hash, args=(files,), daemon=True)
         self._thread.start()
 
     def _hash(self, files: Sequence[Path]) -> None:
         for file in files:
-            self._found[file.name] = artifacts.hash_file(file)
+            self._sums[file.name] = artifacts.hash_file(file)
 
     def result(self) -> dict[str, str]:
         """Hash by file name.
@@ -95,9 +95,9 @@ class _Hashes:
         for file in self._files:
             # the Hub's cache names a large file by its hash, and links to it
             named = file.resolve().name
-            if _SHA256.fullmatch(named) and named != self._found[file.name]:
+            if _SHA256.fullmatch(named) and named != self._sums[file.name]:
                 raise CheckpointError(f"{file} is damaged, its content is not what the Hub sent: remove {named} there.")
-        return self._found
+        return self._sums
 
 
 def _pieces(reader: HfReader, entry: Entry, layer: int) -> list[Piece]:

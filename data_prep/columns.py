@@ -1,4 +1,4 @@
-"""Which columns of somebody's export hold what a ticket is made of, found by their names."""
+"""The columns of an export that hold subject, body, label, language and id of a ticket, found by name."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Columns:
     @property
     def names(self) -> list[str]:
         """The names that are set, without repeats."""
-        wanted = (self.label, self.subject, self.body, self.language, self.id, self.messages)
-        return list(dict.fromkeys(name for name in wanted if name is not None))
+        names = (self.label, self.subject, self.body, self.language, self.id, self.messages)
+        return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def find_columns(names: Sequence[str], source: str, options: PrepareOptions) -> Columns:

@@ -32,7 +32,7 @@ _NOT_WORDS = re.compile(r"[\W_]+")
 
 @dataclass(frozen=True)
 class Ticket:
-    """What the spool keeps of a ticket; `messages` is a conversation, else empty; `words` are `normalized`."""
+    """A ticket in the spool; `messages` is a conversation, else empty; `words` are `normalized`."""
 
     id: str
     text: str
@@ -95,7 +95,7 @@ class Spool:
 
 
 def normalized(text: str) -> str:
-    """What copies of one ticket have in common: its words, whatever their case and punctuation."""
+    """The words of a text without case and punctuation, which copies of a ticket have in common."""
     return _NOT_WORDS.sub(" ", text.casefold()).strip() or text
 
 

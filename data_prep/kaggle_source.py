@@ -147,11 +147,11 @@ def _client() -> Any:
         """
 
         def build_kaggle_client(self) -> KaggleClient:
-            known: Any = self.config_values
+            values: Any = self.config_values
             return KaggleClient(
-                username=known.get(self.CONFIG_NAME_USER),
-                password=known.get(self.CONFIG_NAME_KEY),
-                api_token=known.get(self.CONFIG_NAME_TOKEN),
+                username=values.get(self.CONFIG_NAME_USER),
+                password=values.get(self.CONFIG_NAME_KEY),
+                api_token=values.get(self.CONFIG_NAME_TOKEN),
             )
 
     return Client()

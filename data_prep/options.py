@@ -12,7 +12,7 @@ DEFAULT_INSTRUCTION = "Route the ticket. Answer with its {column}, one of: {labe
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """Options of `data_prep.prepare`; a column that is None is found by its usual names.
+    """Options of `data_prep.preparation.prepare`; a column that is None is found by its usual names.
 
     Raises:
         ConfigurationError: a value is impossible, or needs another option that is missing.

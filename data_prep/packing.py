@@ -97,7 +97,7 @@ def write_packed(rows: Path, out: Path, tokenizer: Any, size: int, progress: Pro
 
 
 def write_metadata(file: Path, packings: Sequence[Packing]) -> None:
-    """What NeMo's `packed_metadata_path` holds; training first."""
+    """Write the file that NeMo's `packed_metadata_path` names; training first."""
     metadata = [
         {
             "max_samples_per_bin": p.rows_in_fullest,

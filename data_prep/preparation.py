@@ -41,7 +41,7 @@ def prepare(
     Args:
         source: `sample`, `kaggle`, a CSV, TSV, JSONL or Parquet file, a folder of them, several of these, or a folder
             that this function wrote, which is copied.
-        progress: told how far each step is.
+        progress: receives the reports of each step.
     Raises:
         DataError: a source is missing, empty, unreadable or lacks a column, or nothing is left to train or test on.
         ConfigurationError: options contradict each other.

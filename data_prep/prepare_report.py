@@ -69,11 +69,11 @@ class PrepareReport:
         return f"{self.rows:,} rows: {kept}" + (f"; dropped {lost}" if lost else "")
 
     def lost(self) -> str:
-        """What was dropped and why, in words."""
+        """Dropped rows by reason, in words."""
         return ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items() if count)
 
     def stored(self) -> dict[str, Any]:
-        """What report.json holds."""
+        """The content of report.json."""
         return {name: value for name, value in asdict(self).items() if name != "current"}
 
 

@@ -46,7 +46,7 @@ class Routing:
         """The prompt: `before` and `after`.
 
         Raises:
-            DataError: they are not known.
+            DataError: labels.json does not have it.
         """
         if self.before is None or self.after is None:
             raise DataError("labels.json names no prompt: prepare the tickets again; conversations have none.")
@@ -54,7 +54,7 @@ class Routing:
 
     @property
     def answers(self) -> dict[str, str]:
-        """What a server may answer, without the end token → the label that it stands for."""
+        """Label by the answer that a server may give, without the end token."""
         _ = self.around
         return {completion.removesuffix(self.end): label for label, completion in self.completions.items()}
 

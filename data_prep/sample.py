@@ -47,7 +47,7 @@ def sample_tickets(count: int = 2000, seed: int = 0) -> list[dict[str, str]]:
 
 @cache
 def sample_texts() -> list[str]:
-    """What the rehearsal's tokenizer is trained on: every sample ticket, and what a prompt says around it."""
+    """Training texts of the rehearsal's tokenizer: every sample ticket, and the words of the prompt around it."""
     tickets = [f"{row['subject']}\n{row['body']}".replace("\\n", "\n") for row in sample_tickets()]
     frame = routing_prompt(renderer(), fill_instruction(DEFAULT_INSTRUCTION, "queue", sorted(SHARES)))
     around = re.split("|".join(map(re.escape, SPECIAL_TOKENS)), frame.before + frame.after)

@@ -70,7 +70,7 @@ class Selection:
 
 
 def select(intake: Intake, options: PrepareOptions, report: PrepareReport, progress: Progress = quiet) -> Selection:
-    """Group, resolve, merge rare labels, split and cap; `report` is told what was lost on the way.
+    """Group, resolve, merge rare labels, split and cap; `report` receives the counts of what was lost.
 
     Raises:
         DataError: the folder of `frozen` cannot be read, or every label is rare.

@@ -16,7 +16,7 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bin:
-    """Tickets of about the same confidence: its mean, and how many of them were routed rightly."""
+    """A bin of tickets by confidence: their number, mean confidence and accuracy."""
 
     low: float
     high: float

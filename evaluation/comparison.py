@@ -1,4 +1,4 @@
-"""Two systems on the same tickets: what the second gained on the first, and how sure that is."""
+"""Compare two systems on the same tickets: the gain of the second over the first, with its interval."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def compare(gold: Sequence[str], before: Sequence[str], after: Sequence[str], se
     gained = int(((first != truth) & (second == truth)).sum())
     lost = int(((first == truth) & (second != truth)).sum())
     macro = [f1_score(truth, guess, labels=labels, average="macro", zero_division=0) for guess in (first, second)]  # type: ignore[arg-type]
-    # the same seed draws the same tickets for both, which is what pairs them
+    # the same seed draws the same tickets for both systems, which pairs the resamples
     old, new = Resampled.draw(truth, first, seed), Resampled.draw(truth, second, seed)
     return Comparison(
         gained=gained,

@@ -1,4 +1,4 @@
-"""What a run's models answer and which experts they pick, before fine-tuning and at each kept checkpoint.
+"""Answers and expert picks of a run's models, before fine-tuning and at each kept checkpoint.
 
 For the processes of one torchrun, at any layout.
 """

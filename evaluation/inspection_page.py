@@ -30,7 +30,7 @@ def write_html(
     """Render the page.
 
     Args:
-        answered: what `recipes.inspection.look` wrote.
+        answered: the JSON that `evaluation.inspection.inspect_models` wrote.
         history: rows of history.jsonl.
         steps_an_epoch: optimizer steps in which every training ticket is seen once.
     """

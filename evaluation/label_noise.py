@@ -28,7 +28,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class LabelNoise:
-    """An estimate of the share of wrong labels, and what it means for every figure measured against such labels.
+    """Estimate of the share of wrong labels, and of the accuracy that such labels allow at most.
 
     Attributes:
         tickets: those that the estimate is made from.

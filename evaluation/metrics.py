@@ -104,7 +104,7 @@ class Resampled:
 
     Attributes:
         labels: those that occur in the gold labels, (K,).
-        hits, true, guessed: tickets whose label was found, that have it, that were given it, (R, K).
+        hits, true, guessed: tickets that were rightly given a label, have it, were given it, (R, K).
     """
 
     labels: np.ndarray

@@ -27,7 +27,7 @@ class About:
         inputs: what they were made from, for the manifest.
         configuration: of the run, as YAML or JSON; empty where there is none.
         histories: rows of history.jsonl of each training.
-        notes: what could not be had of them.
+        notes: sentences on what the systems could not give.
     """
 
     inputs: dict[str, Any]

@@ -62,7 +62,7 @@ def decode_labels(
     and the same passes say what greedy decoding without the constraint answers. Prompts are batched by length.
 
     Args:
-        progress: told of the prompts done.
+        progress: receives the prompts done.
     """
     encoded = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
     answers = [tokenizer.encode(completion, add_special_tokens=False) for completion in completions]

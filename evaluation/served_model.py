@@ -19,7 +19,7 @@ def decode_by(
     completions: Sequence[str],
     progress: Progress = quiet,
 ) -> LabelScores:
-    """What `scoring.decode_labels` finds, from a server, with the tokens of the model's own tokenizer.
+    """The scores of `scoring.decode_labels` from a server, with the tokens of the model's own tokenizer.
 
     Raises:
         RefusedError: the server gives no log-probabilities of prompts. LaunchError: it cannot be reached.

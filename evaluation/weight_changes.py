@@ -1,4 +1,4 @@
-"""What training did to a model's matrices: ‖ΔW‖ against ‖W‖, and the singular values of ΔW where it is of low rank.
+"""Changes of a model's matrices by training: ‖ΔW‖ against ‖W‖, and singular values of ΔW where it is of low rank.
 
 Matrices are read one by one; of an adapter's ΔW = (alpha / r)·B·A only the r × r core is ever decomposed.
 """

@@ -42,11 +42,11 @@ def check(plan: LaunchPlan, *, force: bool = False) -> None:
 def _gpus(plan: LaunchPlan) -> Iterator[str]:
     if plan.recipe.model.toy or not plan.trains or plan.profile.executor not in GPU_EXECUTORS:
         return
-    wanted, have = plan.recipe.processes, plan.profile.gpus_per_node
-    if wanted > have:
+    asked, present = plan.recipe.processes, plan.profile.gpus_per_node
+    if asked > present:
         yield (
-            f"the recipe trains on {wanted} GPUs a node and the profile has {have}: "
-            f"set cluster.gpus_per_node, or trainer.devices={max(1, have)}."
+            f"the recipe trains on {asked} GPUs a node and the profile has {present}: "
+            f"set cluster.gpus_per_node, or trainer.devices={max(1, present)}."
         )
 
 
@@ -210,7 +210,7 @@ def _sbatch(plan: LaunchPlan) -> Iterator[str]:
 
 
 def _refused_by_slurm(plan: LaunchPlan) -> Iterator[str]:
-    """What `sbatch --test-only` says against a script, before any is submitted."""
+    """Refusals of `sbatch --test-only`, one sentence each, before any script is submitted."""
     from launch.dryrun import texts_of
 
     refused: dict[str, list[str]] = {}

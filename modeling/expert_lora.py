@@ -72,7 +72,7 @@ class GptOssLoRA(LoRA):
         return model
 
     def transform(self, m: nn.Module, name: str | None = None, prefix: str | None = None) -> nn.Module:
-        """The module with its adapter, or as it is. NeMo calls this for parents before their children."""
+        """The module with its adapter, or unchanged. NeMo calls this for parents before their children."""
         if isinstance(m, TransformerLayer):
             self._layer = m.layer_number - 1  # global: Megatron adds the offset of the pipeline stage
         if isinstance(m, LanguageModelEmbedding) and m.config.recompute_granularity == "full":

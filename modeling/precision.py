@@ -7,4 +7,4 @@ from typing import Literal, get_args
 Precision = Literal["bf16", "fp32"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 BYTES: dict[Precision, int] = {"bf16": 2, "fp32": 4}
-"""Of one parameter."""
+"""Bytes of one parameter."""

@@ -101,7 +101,7 @@ def _finished(folder: Path, pattern: str) -> list[Path]:
 
 
 def start_of(run: RunFolder) -> Path:
-    """What fine-tuning starts from: the pretrained base of a rehearsal, else the imported one."""
+    """The checkpoint that fine-tuning starts from: a rehearsal's pretrained base, else the imported one."""
     return last_checkpoint(run.pretrain) if run.recipe.pretraining else run.base
 
 
@@ -150,7 +150,7 @@ def kept_checkpoints(run: RunFolder) -> list[Path]:
 
 
 def name_of(checkpoint: Path) -> str:
-    """What a person calls a checkpoint of a training: its step, and what it was kept for."""
+    """A readable name of a training's checkpoint: its step and its validation loss, or `last`."""
     loss = validation_loss(checkpoint)
     return f"step {step_of(checkpoint)}, " + ("last" if loss is None else f"validation loss {loss:.3f}")
 

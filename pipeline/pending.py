@@ -12,7 +12,7 @@ from pipeline.stage import Stage, is_current, stages_of
 
 @dataclass(frozen=True)
 class Selection:
-    """The part of the pipeline that a launch is about; all of it where nothing is named."""
+    """The stages that a launch selects by name; all where no name is given."""
 
     only: str | None = None
     first: str | None = None
@@ -45,7 +45,7 @@ class Selection:
 
 
 def not_made(run: RunFolder, todo: Sequence[Stage]) -> list[tuple[Stage, str]]:
-    """What stages of `todo` read that is neither there nor made by an earlier one of them: (stage, name before it)."""
+    """Missing inputs of `todo`, which no earlier stage of it makes: (stage, name of the stage that makes the input)."""
     names = {stage.name for stage in todo}
     return [
         (stage, before.name)

@@ -178,7 +178,7 @@ def record(stage: Stage, run: RunFolder, details: Details) -> None:
 
 
 def details_of(stage: Stage, run: RunFolder) -> Details:
-    """What `record` kept of the stage's last finished run; nothing where it never finished."""
+    """The details that `record` stored when the stage last finished; empty where it never did."""
     manifest = artifacts.read_manifest(stage.output(run), record_of(stage, run))
     return from_tree(Details, manifest.details, str(record_of(stage, run))) if manifest else Details(made="")
 

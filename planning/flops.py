@@ -1,6 +1,6 @@
 """Model FLOPs of a training step and peak FLOP/s of GPUs, for model FLOPs utilisation. Nothing here imports NeMo.
 
-Counted is what the mathematics asks for, whatever the kernels do: recomputed activations, padding of expert batches and
+The count is of the mathematics, whatever the kernels do: recomputed activations, padding of expert batches and
 attention scores that a mask throws away are no model FLOPs.
 
 Source: Chowdhery et al., PaLM (2022), appendix B, for utilisation; a product of (m, k) and (k, n) is 2·m·k·n.

@@ -27,7 +27,7 @@ LOGITS = {"bf16": 2 + 4, "fp32": 4}
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What is trained and how; the layout comes beside it.
+    """What is trained, in which precision and batch; the layout is given apart from it.
 
     Attributes:
         lora: None for training of all parameters.
@@ -163,7 +163,7 @@ def optimizer_bytes(plan: TrainingPlan, layout: Layout, world: int, held: Parame
 def layer_activations(plan: TrainingPlan, layout: Layout, layer: int) -> int:
     """Bytes that autograd keeps of one layer for one micro-batch.
 
-    Source: the saved tensors of megatron-core 0.15.3's modules; measured in tests/modeling/test_memory.py.
+    Source: the saved tensors of megatron-core 0.15.3's modules; measured in tests/planning/test_memory.py.
     """
     config, lora, b = plan.config, plan.lora, BYTES[plan.precision]
     tokens, share, routed = _tokens(plan, layout)

@@ -1,4 +1,4 @@
-"""What all fine-tuning recipes share; a recipe file states only where it differs."""
+"""The parts that all fine-tuning recipes share; a recipe file states only its differences."""
 
 from __future__ import annotations
 

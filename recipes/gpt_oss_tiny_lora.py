@@ -1,6 +1,6 @@
 """The rehearsal: the whole pipeline with a tiny random gpt-oss, on two CPU processes, in a few minutes.
 
-It is the real thing in small: NeMo's `llm.finetune`, Megatron's parallelism over gloo, MXFP4 in and safetensors out. A
+It is a real run at small size: NeMo's `llm.finetune`, Megatron's parallelism over gloo, MXFP4 in and safetensors out. A
 random model knows no language, so it is first trained in full on the training tickets, and then fine-tuned by LoRA.
 """
 

@@ -47,7 +47,7 @@ def route(
 
     Args:
         subject, body: columns of the text; by default those with a usual name.
-        progress: told of the rows done and of all rows.
+        progress: receives the rows done and all rows.
     Raises:
         DataError: the table cannot be read or has no text. LaunchError: the server cannot be reached or does not
             constrain its answers; what was routed until then is kept, and the same call goes on from there.

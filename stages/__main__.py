@@ -47,7 +47,7 @@ def run_stage(run: RunFolder, stage: Stage) -> None:
         before = stage_named(name)
         if before.wanted(run.recipe) and not is_current(before, run):
             raise LaunchError(f"stage {stage.name} needs {before.output(run)}, which stage {name} has not finished.")
-    if is_current(stage, run):  # queued again after it had ended, or launched from where the run is out of sight
+    if is_current(stage, run):  # Slurm queued it again after its end, or the launching machine could not see the run
         say(f"{stage.name}: current, skipped")
         return
     resume.check(run, stage)

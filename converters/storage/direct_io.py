@@ -1,7 +1,7 @@
 """Direct I/O for files larger than memory that are read or written once: it bypasses the page cache where possible.
 
 Through the cache (without O_DIRECT) every byte is copied once more, into a page that the kernel has to find and to
-clear, which on a virtual machine takes longer than the disk; and it pushes out what others keep there.
+clear, which on a virtual machine takes longer than the disk; and it evicts the pages of other files.
 """
 
 from __future__ import annotations

@@ -94,8 +94,8 @@ def write_weights(
 ) -> None:
     """Write `folder` as Megatron's torch_dist checkpoint; each thread has one piece in memory at a time.
 
-    Files that an interrupted run has finished are kept: the pieces must be the same. What notes them ends in `FINISHED`
-    and is for the caller to remove.
+    Files that an interrupted run has finished are kept: the pieces must be the same. Their notes end in `FINISHED`;
+    the caller removes the notes.
 
     Args:
         empty_states: keys of module states that Megatron asks for and that hold nothing.

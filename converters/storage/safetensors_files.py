@@ -57,7 +57,7 @@ class SafetensorsReader:
         """Dtype of a tensor.
 
         Raises:
-            CheckpointError: none that a gpt-oss checkpoint is stored in.
+            CheckpointError: a dtype in which no gpt-oss checkpoint is stored.
         """
         return self.slice(name).dtype
 
@@ -159,7 +159,7 @@ def write_file(
 ) -> None:
     """Write one file, each thread with the slabs of one job in memory, and flush it to the disk.
 
-    It carries its name only when it is whole; where it does so already, nothing is done.
+    The file gets its name when it is whole; where a file of that name exists, nothing is done.
 
     Args:
         progress: called with bytes and number of jobs after they were written.

@@ -26,7 +26,7 @@ class StoredTensor:
         """Dtype of the tensor.
 
         Raises:
-            CheckpointError: none that a gpt-oss checkpoint is stored in.
+            CheckpointError: a dtype in which no gpt-oss checkpoint is stored.
         """
         if self._stored not in DTYPES:
             raise CheckpointError(f"{self._file.path} holds the dtype {self._stored}, which is not read.")

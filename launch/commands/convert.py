@@ -60,7 +60,7 @@ def export(
 
         usage, tuned = usage_of(source / "data"), exported_parts(source)
         source, adapter, like = tuned.weights, tuned.adapter, tuned.like
-    # before the work, so that a missing permission is told at once
+    # before the work, so that a missing permission shows at once
     address = hub.create(push_to, public=public) if push_to else None
     with bars("bytes") as progress:
         export_checkpoint(

@@ -29,7 +29,7 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class ByName:
-    """The value of an environment variable, known only by its name until it is put into a request.
+    """An environment variable by name; its value appears only in a request to docker.
 
     docker's API takes values only, and NeMo-Run stores executors as files. Stored and printed this is a name;
     formatted into a string, as the docker SDK does on sending, it is the value.

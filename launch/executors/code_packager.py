@@ -1,4 +1,4 @@
-"""What executors ship to where a stage runs: this package's own code as it lies here, committed or not."""
+"""The code that executors ship to a stage's machine: this package's files, committed or not."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Ssh:
 
 @dataclass(frozen=True)
 class SlurmCpu:
-    """What stages that need no GPU ask for instead; what is left out is as for the others."""
+    """sbatch options of the stages that need no GPU; a missing one has the value of the other stages."""
 
     partition: str | None = None
     qos: str | None = None

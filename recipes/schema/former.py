@@ -1,4 +1,4 @@
-"""Recipes as version 0.1 stored them in run folders: read as if they had been written today."""
+"""Read recipes that version 0.1 stored in run folders, by translating them to today's names."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ def obstacles(kind: str, variables: Collection[str], *, packages: bool = True) -
 
     Args:
         variables: names of the environment variables that the training will have.
-        packages: whether the training runs in this installation, so that a missing package can be told.
+        packages: whether to check for the package: the training runs in this installation.
     """
     if kind == "tensorboard":
         return

@@ -1,4 +1,4 @@
-"""What a recipe is made of, and how it is kept in a run folder."""
+"""The types of a recipe, and its form in a run folder's recipe.yaml."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class Recipe:
 
 
 def lora_targets(recipe: Recipe) -> LoraTargets | None:
-    """What the recipe's `peft` adapts, as the memory model and the count of FLOPs see it; None without `peft`."""
+    """The layers that the recipe's `peft` adapts, for the memory model and the count of FLOPs; None without `peft`."""
     if recipe.peft is None:
         return None
     given = recipe.peft.arguments
