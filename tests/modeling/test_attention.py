@@ -8,8 +8,8 @@ from modeling.attention import Machine, attention_backend, this_machine
 
 
 def machine(engine: str | None, cudnn: str | None, capability: tuple[int, int] = (9, 0)) -> Machine:
-    versions = [Version(text) if text else None for text in (engine, cudnn)]
-    return Machine(*versions, capability, 8, 80 * 10**9)
+    first, second = (Version(text) if text else None for text in (engine, cudnn))
+    return Machine(first, second, capability, 8, 80 * 10**9)
 
 
 H100 = machine("2.12.0", "9.18.0")
