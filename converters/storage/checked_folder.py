@@ -43,10 +43,8 @@ def ensure_safe(weights: Path) -> None:
     for index, place in metadata.storage_data.items():
         if index.offset is not None and isinstance(metadata.state_dict_metadata.get(index.fqn), TensorStorageMetadata):
             continue  # torch loads a tensor's with weights_only=True
-        content, name = (
-            _read(weights / place.relative_path, place.offset, place.length),
-            f"{weights}: {shown(index.fqn)}",
-        )
+        content = _read(weights / place.relative_path, place.offset, place.length)
+        name = f"{weights}: {shown(index.fqn)}"
         if content not in harmless:
             value = _load(content, name)
             _check_states({index.fqn: value}, name)

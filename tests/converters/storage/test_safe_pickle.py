@@ -339,6 +339,21 @@ def test_the_common_state_runs_nothing(nemo: Path, mark: Path) -> None:
     assert not mark.exists()
 
 
+def test_states_of_megatrons_optimizer_pass(nemo: Path) -> None:
+    """As megatron-core 0.15.3 (`distrib_optimizer.py`, `sharded_state_dict`) keeps them as objects under keys."""
+    groups = {"param_groups": [{"lr": 1e-4, "betas": (0.9, 0.95), "step": 7, "wd_mult": 1.0, "decoupled_lr": None}]}
+    numbers = [{(torch.bfloat16, torch.float32): [131072, 4096]}]
+    for state in ([groups], [numbers], [{"step": torch.tensor(7.0), "scale": torch.ones(3)}]):
+        key = a_state(nemo / "weights")
+        metadata = FileSystemReader(nemo / "weights").read_metadata()
+        renamed = "optimizer.distributed.dp_group_idx_0.per_bucket_numel/shard_0_1"
+        metadata.state_dict_metadata[renamed] = metadata.state_dict_metadata.pop(key)
+        metadata.storage_data[MetadataIndex(renamed)] = metadata.storage_data.pop(MetadataIndex(key))
+        (nemo / "weights" / ".metadata").write_bytes(pickle.dumps(metadata))
+        put(nemo / "weights", renamed, archive(state))
+        ensure_safe(nemo / "weights")
+
+
 def test_an_archive_that_unpacks_to_more_is_refused(nemo: Path) -> None:
     import zipfile
 
