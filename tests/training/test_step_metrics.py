@@ -143,11 +143,10 @@ def test_time_in_kernels_that_overlap_counts_once() -> None:
 
 def test_a_pipeline_stage_without_tokens_counts_none(alone: None, tmp_path: Path) -> None:
     """NeMo gives tokens to the first stage alone; every training over pipeline stages ended in an AttributeError."""
-    from recipes.watching import Watch
-
     from tests.modeling.test_expert_lora import CONFIG
+    from training.callbacks.step_metrics import StepMetrics
 
-    watch = Watch("finetune", tmp_path / "history.jsonl", 1, CONFIG, None)
+    watch = StepMetrics("finetune", tmp_path / "history.jsonl", 1, CONFIG, None)
     stage = torch.nn.Identity().train()
     watch._count(stage, (), {"input_ids": None, "position_ids": None})
     assert watch.work.tolist() == [0, 0, 0]
