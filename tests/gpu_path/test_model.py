@@ -31,6 +31,7 @@ def test_an_imported_base_restores_strictly(model: dict[str, Any]) -> None:
 def test_logits_are_those_of_transformers(model: dict[str, Any]) -> None:
     assert model["logits_std"] > 1
     assert model["logits"] < 1e-4
+    assert model["evaluation"] < 1e-4, "by the function that evaluation uses"
     assert model["logits_local"] < 1e-5
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.gpu_path.checks.training import EVERY, GPU_JOBS, STEPS
+from tests.gpu_path.checks.training import ASYNC_JOBS, EVERY, GPU_JOBS, STEPS
 from tests.gpu_path.conftest import Results
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]  # the first test waits for all checks
@@ -22,7 +22,7 @@ def figures(training: dict[str, Any], *names: str) -> list[list[float]]:
     return [[row[name] for name in names] for row in training["history"] if names[0] in row]
 
 
-@pytest.mark.parametrize("name", sorted({job.name for job in GPU_JOBS}))
+@pytest.mark.parametrize("name", sorted({job.name for job in (*GPU_JOBS, *ASYNC_JOBS)}))
 def test_a_training_reaches_its_end(trainings: dict[str, Any], name: str) -> None:
     found = trainings[name]
     assert found["status"] == 0, found["out"]
@@ -54,8 +54,8 @@ def test_context_parallelism_trains_as_one_process(trainings: dict[str, Any]) ->
     assert figures(found, "tokens") == figures(alone, "tokens")
 
 
-@pytest.mark.parametrize("name", ["broken", "recomputed"])
-def test_an_interrupted_and_a_recomputed_training_are_the_same_training(trainings: dict[str, Any], name: str) -> None:
+@pytest.mark.parametrize("name", ["broken", "recomputed", "async"])
+def test_neither_a_break_nor_recomputation_nor_saving_aside_changes_it(trainings: dict[str, Any], name: str) -> None:
     names = ("loss", "grad_norm", "lr", "tokens")
     assert figures(trainings[name], *names) == figures(trainings["lora"], *names)
     assert f"resumed at step {EVERY} of {STEPS}" in trainings["broken"]["out"]

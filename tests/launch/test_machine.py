@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer
 from packaging.version import Version
+from typer.testing import CliRunner
 
 from errors import ConfigurationError, LaunchError
 from launch import login, preflight
 from launch.fit import plan_of
 from launch.machine import obstacles_anywhere, obstacles_here
+from launch.plan import plan
 from launch.profiles import load_profile
 from launch.recipes import configured, make_run
 from launch.selection import Selection
@@ -87,6 +90,17 @@ def test_the_layout_ranked_first_is_one_that_a_gpu_takes(name: str) -> None:
     assert shipped.layout in [candidate.layout for candidate in ranked if candidate.fits]
 
 
+def test_a_model_is_planned_as_the_recipes_train_it() -> None:
+    """Packed; context parallelism comes with --no-packed."""
+    app = typer.Typer()
+    app.command()(plan)
+    told = [CliRunner().invoke(app, ["gpt-oss-120b", "--rows", "400", *more]).output for more in ([], ["--no-packed"])]
+    assert "CP1" in told[0]
+    assert "CP2" not in told[0]
+    assert "CP2" in told[1]
+
+
+@pytest.mark.slow  # an override of the model's configuration imports NeMo
 def test_what_no_machine_trains() -> None:
     """Issue 13, findings 5 and 6."""
     (sentence,) = obstacles_anywhere(recipe("gpt_oss_120b_lora", CONTEXT))
@@ -97,6 +111,7 @@ def test_what_no_machine_trains() -> None:
     assert "drops YaRN's factor" in sentence
 
 
+@pytest.mark.slow
 def test_rope_fusion_is_refused_by_the_model_too() -> None:
     from modeling.model_config import nemo_config
     from tests.modeling.test_expert_lora import CONFIG

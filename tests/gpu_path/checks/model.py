@@ -74,12 +74,15 @@ def logits(
     engine: torch.nn.Module, local: torch.nn.Module, reference: torch.nn.Module, tokens: torch.Tensor
 ) -> dict[str, Any]:
     kernels.CALLS.clear()
+    from modeling import inference
+
     found, expected = engine_logits(engine, tokens), reference(tokens).logits
     beside = local(tokens, base.positions(tokens), base.causal(tokens)).float()
     return {
         "calls": dict(kernels.CALLS),
         "logits_std": expected.std().item(),
         "logits": (found - expected).abs().max().item(),
+        "evaluation": (inference.logits(engine, tokens) - expected).abs().max().item(),
         "logits_local": (found - beside).abs().max().item(),
     }
 
