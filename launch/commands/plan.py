@@ -39,6 +39,9 @@ def plan_layouts(
     ] = None,
     expert_lora: Annotated[bool | None, typer.Option(help="Adapters on every expert too; they are.")] = None,
     recompute: Annotated[bool | None, typer.Option(help="Compute each layer again in the backward pass.")] = None,
+    packed: Annotated[
+        bool | None, typer.Option(help="Several tickets a sequence, which no context parallelism splits; they are.")
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Layouts to show.")] = 10,
 ) -> None:
     """Memory per GPU at every legal parallel layout, the best one as overrides, or what to change when none fits.
@@ -53,11 +56,12 @@ def plan_layouts(
     if model.endswith(".py"):
         training, wide, deep = _of_recipe(Path(model), overrides or [])
     else:
-        training = TrainingPlan(find_config(model), Batch(2048), LoraTargets(16, ATTENTION + EXPERTS))
+        training = TrainingPlan(find_config(model), Batch(2048, packed=True), LoraTargets(16, ATTENTION + EXPERTS))
         wide, deep = 1, 8
     batch, lora = training.batch, training.lora
     sizes = {"seq_length": seq_length, "micro": micro_batch, "total": global_batch}
     batch = replace(batch, **{name: size for name, size in sizes.items() if size})
+    batch = batch if packed is None else replace(batch, packed=packed)
     if lora_rank is not None:
         lora = replace(lora or LoraTargets(lora_rank, ATTENTION + EXPERTS), rank=lora_rank) if lora_rank else None
     if lora and expert_lora is not None:

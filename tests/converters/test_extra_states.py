@@ -17,7 +17,7 @@ from tests.converters.conftest import write_model
 
 
 def test_every_module_of_transformer_engine_has_one(tmp_path: Path) -> None:
-    """Issue 13, finding 1: those of both kinds of RMSNorm were missing."""
+    """Those of both kinds of RMSNorm were missing."""
     hf = write_model(tmp_path / "hf", weights="bf16")
     config = GptOssConfig.from_file(hf)
     nemo = import_checkpoint(hf, tmp_path / "nemo")

@@ -66,7 +66,7 @@ def load_engine() -> None:
     _show_gpu_to_engine()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it misses its extension
-        common = importlib.import_module("transformer_engine.common")
+        common: Any = importlib.import_module("transformer_engine.common")
     package = here / "transformer_engine"
     sys.modules[extension.NAME] = extension.extension(package, common._TE_LIB_CTYPES, lambda: _gpu.cudnn)
     common.load_framework_extension = lambda framework: None

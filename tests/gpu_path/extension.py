@@ -60,7 +60,7 @@ def _enumerations(headers: Path) -> Iterator[tuple[str, type[enum.IntEnum]]]:
                 key, _, given = (part.strip() for part in item.partition("="))
                 values[key] = values[given] if given in values else int(given, 0) if given else following
                 following = values[key] + 1
-            yield name, enum.IntEnum(name, values)
+            yield name, enum.IntEnum(name, values)  # pyright: ignore[reportReturnType]
 
 
 def _dtypes(of_headers: type[enum.IntEnum]) -> type[enum.IntEnum]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -207,7 +207,8 @@ def fused_attn_fwd(
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, layout: Any, ends: Tensor, scale: float, window: Any, sinks: Any) -> Tensor:
     flat = None if sinks is None else sinks.reshape(-1)
-    return _sequences(q, k, v, layout.name, ends.tolist(), lambda *t: _attention(*t, scale, window, flat))
+    attend = partial(_attention, scale=scale, window=window, sinks=flat)
+    return _sequences(q, k, v, layout.name, ends.tolist(), attend)
 
 
 def fused_attn_bwd(
@@ -238,10 +239,10 @@ def fused_attn_bwd(
     """Gradients of q, k, v, of a bias that is not there, and of the sinks, by autograd through the forward pass."""
     learnable = softmax.name == "NVTE_LEARNABLE_SOFTMAX"
     with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in (q, k, v, *([kept[-1]] if learnable else []))]
-        sinks = leaves[3] if learnable else None
-        value = _fused(*leaves[:3], layout, ends, scale, window, sinks)  # type: ignore[misc]
-        found = torch.autograd.grad(value, leaves, gradient.reshape(value.shape))
+        q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
+        sinks = [kept[-1].detach().requires_grad_()] if learnable else []
+        value = _fused(q, k, v, layout, ends, scale, window, sinks[0] if sinks else None)
+        found = torch.autograd.grad(value, [q, k, v, *sinks], gradient.reshape(value.shape))
     return [*found[:3], torch.empty(0), found[3] if learnable else torch.empty(0)]
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
     from tests.gpu_path.checks import backends
 
     emulation.load_engine()
-    module = sys.modules[extension.NAME]
+    module: Any = sys.modules[extension.NAME]
     taken = module.NVTE_Fused_Attn_Backend.NVTE_F16_arbitrary_seqlen
     module.get_fused_attn_backend = lambda parameters: (taken, "")
     found = {"engine": str(emulation.machine().engine), **backends.run(Path())}

@@ -19,7 +19,7 @@ def cases(results: Results) -> list[dict[str, Any]]:
 
 
 def test_we_choose_what_transformer_engine_takes(cases: list[dict[str, Any]]) -> None:
-    """Issue 13, findings 3 to 5: fp32, an A100 and context parallelism got backends that there are not."""
+    """Fp32, an A100 and context parallelism got backends that there are not."""
     assert len(cases) == 4 * 5 * 2 * 2 * 2
     for case in cases:
         ours = "none" if case["ours"].startswith("refused") else case["ours"]
@@ -44,7 +44,7 @@ def test_context_parallelism_from_rank_to_rank_has_no_backend(results: Results) 
 
 
 def test_the_health_check_says_the_same(results: Results) -> None:
-    """Issue 13, finding 6: it said "fused" without looking at the GPU's capability or at the precision."""
+    """It said "fused" without looking at the GPU's capability or at the precision."""
     lines = results["backends"]["health"]
     assert lines["(9, 0)"] == [
         "attention, bf16, packed: fused, with sinks",

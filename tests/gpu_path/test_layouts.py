@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]  # the first test wai
 
 @pytest.mark.parametrize("layout", ["TP2", "EP2"])
 def test_adapters_learn_what_they_learn_on_the_local_spec(results: Results, layout: str) -> None:
-    """Issue 13, finding 2: at TP2 the gradients of adapters on linear_qkv's input were 19 % off."""
+    """At TP2 the gradients of adapters on linear_qkv's input were 19 % off."""
     found = results["layouts"][layout]
     assert found["adapters"] == [True, 24]
     assert found["keys"]

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]  # the first test wai
 def test_a_real_model_asks_for_no_key_that_is_not_written(
     results: Results, name: str, parameters: int, states: int
 ) -> None:
-    """Issue 13, finding 1: 25 keys were missing for the 20b and 37 for the 120b."""
+    """25 keys were missing for the 20b and 37 for the 120b."""
     found = results["meta"][name]
     assert found["parameters"] == parameters
     assert found["tensors"] == [16, []]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.gpu_path.checks.training import EVERY, GPU_JOBS, STEPS
+from tests.gpu_path.checks.training import ASYNC_JOBS, EVERY, GPU_JOBS, STEPS
 from tests.gpu_path.conftest import Results
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]  # the first test waits for all checks
@@ -22,7 +22,7 @@ def figures(training: dict[str, Any], *names: str) -> list[list[float]]:
     return [[row[name] for name in names] for row in training["history"] if names[0] in row]
 
 
-@pytest.mark.parametrize("name", sorted({job.name for job in GPU_JOBS}))
+@pytest.mark.parametrize("name", sorted({job.name for job in (*GPU_JOBS, *ASYNC_JOBS)}))
 def test_a_training_reaches_its_end(trainings: dict[str, Any], name: str) -> None:
     found = trainings[name]
     assert found["status"] == 0, found["out"]
@@ -36,7 +36,7 @@ def test_a_training_reaches_its_end(trainings: dict[str, Any], name: str) -> Non
 def test_two_processes_train_as_one(trainings: dict[str, Any], name: str) -> None:
     """In bf16 sums of another order differ by its rounding; the loss and the norm tell a dropped gradient from that.
 
-    Before finding 2 of issue 13 was mended, adapters at TP2 learnt from gradients that were 19 % off; and no pipeline
+    Adapters at TP2 once learnt from gradients that were 19 % off; and no pipeline
     stage but the first could train, since NeMo gives the others no tokens to count.
     """
     alone, found = trainings["lora"], trainings[name]
@@ -47,22 +47,22 @@ def test_two_processes_train_as_one(trainings: dict[str, Any], name: str) -> Non
 
 
 def test_context_parallelism_trains_as_one_process(trainings: dict[str, Any]) -> None:
-    """Issue 13, finding 5: Megatron's own exchange, point to point, has no backend with sinks."""
+    """Megatron's own exchange, point to point, has no backend with sinks."""
     alone, found = trainings["dense"], trainings["context"]
     assert figures(found, "loss") == [pytest.approx(row, rel=2e-4) for row in figures(alone, "loss")]
     assert figures(found, "grad_norm") == [pytest.approx(row, rel=5e-3) for row in figures(alone, "grad_norm")]
     assert figures(found, "tokens") == figures(alone, "tokens")
 
 
-@pytest.mark.parametrize("name", ["broken", "recomputed"])
-def test_an_interrupted_and_a_recomputed_training_are_the_same_training(trainings: dict[str, Any], name: str) -> None:
+@pytest.mark.parametrize("name", ["broken", "recomputed", "async"])
+def test_neither_a_break_nor_recomputation_nor_saving_aside_changes_it(trainings: dict[str, Any], name: str) -> None:
     names = ("loss", "grad_norm", "lr", "tokens")
     assert figures(trainings[name], *names) == figures(trainings["lora"], *names)
     assert f"resumed at step {EVERY} of {STEPS}" in trainings["broken"]["out"]
 
 
 def test_fp32_learns_what_the_local_spec_learns(trainings: dict[str, Any]) -> None:
-    """Issue 13, finding 3; and Megatron's fused cross entropy, which rounds gradients to bf16, is left out in fp32."""
+    """Full precision has a backend of its own, and no fused cross entropy, which rounds gradients to bf16."""
     local = trainings["fp32-local"]
     assert local["status"] == 0, local["out"]
     for name in ("fp32", "fp32-tensor"):

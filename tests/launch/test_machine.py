@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer
 from packaging.version import Version
+from typer.testing import CliRunner
 
 from common.errors import ConfigurationError, LaunchError
 from launch import preflight
+from launch.commands.plan import plan_layouts
 from launch.executors.profiles import load_profile
 from launch.launch_plan import LaunchPlan
 from launch.machine import obstacles_anywhere, obstacles_here
@@ -45,7 +48,6 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine, *
 
 
 def test_no_gpu_is_told_before_anything_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 13, finding 7."""
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096}.get(name, 16 * 10**9 // 4096))
     text = refused(tmp_path, monkeypatch, Machine())
     assert "this machine has no GPU, and the model's 42 GB do not fit its 16 GB" in text
@@ -55,7 +57,6 @@ def test_no_gpu_is_told_before_anything_is_imported(tmp_path: Path, monkeypatch:
 
 
 def test_an_a100_is_told_that_it_packs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 13, finding 4."""
     text = refused(tmp_path, monkeypatch, gpus(1, (8, 0)))
     assert "this one has 8.0: set data.packed=false" in text
     assert list(obstacles_here(recipe("gpt_oss_20b_lora", "data.packed=false"), gpus(1, (8, 0)))) == []
@@ -76,7 +77,7 @@ def test_a_shipped_recipe_has_nothing_in_its_way_on_h100s(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_layout_ranked_first_is_one_that_a_gpu_takes(name: str) -> None:
-    """Issue 13, finding 5: packed sequences cannot be split, and PP4 × CP2 was advised for the 120b."""
+    """Packed sequences cannot be split, and PP4 × CP2 was advised for the 120b."""
     shipped = recipe(name)
     plan = plan_of(shipped)
     assert plan is not None
@@ -87,8 +88,18 @@ def test_the_layout_ranked_first_is_one_that_a_gpu_takes(name: str) -> None:
     assert shipped.layout in [candidate.layout for candidate in ranked if candidate.fits]
 
 
+def test_a_model_is_planned_as_the_recipes_train_it() -> None:
+    """Packed; context parallelism comes with --no-packed."""
+    app = typer.Typer()
+    app.command()(plan_layouts)
+    told = [CliRunner().invoke(app, ["gpt-oss-120b", "--rows", "400", *more]).output for more in ([], ["--no-packed"])]
+    assert "CP1" in told[0]
+    assert "CP2" not in told[0]
+    assert "CP2" in told[1]
+
+
+@pytest.mark.slow  # an override of the model's configuration imports NeMo
 def test_what_no_machine_trains() -> None:
-    """Issue 13, findings 5 and 6."""
     (sentence,) = obstacles_anywhere(recipe("gpt_oss_120b_lora", CONTEXT))
     assert sentence.startswith("packed sequences cannot be split over 2 ranks: set data.packed=false")
     assert list(obstacles_here(recipe("gpt_oss_120b_lora", CONTEXT), gpus(8))) == [], "told once"
@@ -97,6 +108,7 @@ def test_what_no_machine_trains() -> None:
     assert "drops YaRN's factor" in sentence
 
 
+@pytest.mark.slow
 def test_rope_fusion_is_refused_by_the_model_too() -> None:
     from modeling.model_config import nemo_config
     from tests.modeling.test_expert_lora import CONFIG

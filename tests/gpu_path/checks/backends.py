@@ -63,7 +63,9 @@ def choice(
     exchange: str = attention.CP_EXCHANGE,
 ) -> str:
     """The backend that Transformer Engine takes when Megatron allows it one, or "none"."""
-    from transformer_engine.pytorch.attention.dot_product_attention import utils
+    from transformer_engine.pytorch.attention.dot_product_attention import (  # pyright: ignore[reportMissingImports]
+        utils,
+    )
 
     base.use_backend(allowed)
     layout, mask = LAYOUTS[packed]

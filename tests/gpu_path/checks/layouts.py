@@ -71,7 +71,7 @@ def adapt(model: torch.nn.Module) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
 
 
-def adapter_keys(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+def adapter_keys(model: Any) -> dict[str, tuple[int, ...]]:
     """Names and whole shapes that a checkpoint of the adapters has."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories

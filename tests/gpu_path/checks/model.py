@@ -47,13 +47,13 @@ def transformers_model(hf: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager").eval()
 
 
-def strict_load(engine: torch.nn.Module, nemo: Path) -> str:
+def strict_load(engine: Any, nemo: Path) -> str:
     """Load as NeMo restores a base, every key that the model asks for included; what was missing, or nothing."""
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.validation import StrictHandling
 
     try:
-        state = dist_checkpointing.load(
+        state: Any = dist_checkpointing.load(
             engine.sharded_state_dict(prefix="module."),
             str(nemo / "weights"),
             strict=StrictHandling.ASSUME_OK_UNEXPECTED,
@@ -74,12 +74,15 @@ def logits(
     engine: torch.nn.Module, local: torch.nn.Module, reference: torch.nn.Module, tokens: torch.Tensor
 ) -> dict[str, Any]:
     kernels.CALLS.clear()
+    from modeling import inference
+
     found, expected = engine_logits(engine, tokens), reference(tokens).logits
     beside = local(tokens, base.positions(tokens), base.causal(tokens)).float()
     return {
         "calls": dict(kernels.CALLS),
         "logits_std": expected.std().item(),
         "logits": (found - expected).abs().max().item(),
+        "evaluation": (inference.logits(engine, tokens) - expected).abs().max().item(),
         "logits_local": (found - beside).abs().max().item(),
     }
 
@@ -105,7 +108,7 @@ def packed_logits(model: torch.nn.Module, sequences: list[torch.Tensor], mask: t
     tokens = torch.cat([*sequences, torch.ones(rest, dtype=torch.long)])[None]
     where = torch.cat([*(torch.arange(len(each)) for each in sequences), torch.arange(rest)])[None]
     ends = torch.tensor([0, *map(len, sequences), rest]).cumsum(0).to(torch.int32)
-    longest = torch.tensor(max(map(len, sequences)), dtype=torch.int32)
+    longest: Any = torch.tensor(max(map(len, sequences)), dtype=torch.int32)  # as NeMo gives it
     parameters = PackedSeqParams("thd", ends, ends, max_seqlen_q=longest, max_seqlen_kv=longest)
     return model(tokens, where, mask, packed_seq_params=parameters).float()
 
@@ -143,7 +146,7 @@ def permutation(config: Any, nemo: Path) -> dict[str, Any]:
     }
 
 
-def way_back(engine: torch.nn.Module, hf: Path, nemo: Path, folder: Path) -> dict[str, Any]:
+def way_back(engine: Any, hf: Path, nemo: Path, folder: Path) -> dict[str, Any]:
     """Save the model as Megatron does, export it with the package, compare with what was imported."""
     from megatron.core import dist_checkpointing
     from safetensors.torch import load_file
