@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.nemo_folder import TOKENIZER
+from modeling.attention import CP_EXCHANGE
 from modeling.hf_config import GptOssConfig, megatron_arguments
 
 
@@ -53,6 +54,7 @@ def _model(config: GptOssConfig, model_transform: Call | None) -> Call:
         # as modeling.model_config.nemo_config sets them, which says why
         "activation_func": Symbol("megatron.core.fusions.fused_bias_geglu", "quick_gelu"),
         "bias_activation_fusion": False,
+        "cp_comm_type": CP_EXCHANGE,
         # NeMo's default needs Transformer Engine to build the configuration at all; recipes set their own
         "moe_permute_fusion": False,
         "seq_length": config.yarn_original_positions,

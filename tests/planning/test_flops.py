@@ -27,7 +27,7 @@ def alone() -> Iterator[None]:
 
 
 def grouped_products(left: torch.Size, right: torch.Size, *_: object, **__: object) -> int:
-    """FLOPs of torch's grouped product, which its counter (torch 2.10) leaves out: each row meets one matrix."""
+    """FLOPs of torch's grouped product, which its counter (torch 2.13) leaves out: each row meets one matrix."""
     return 2 * left.numel() * right[-1]
 
 
