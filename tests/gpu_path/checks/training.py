@@ -101,9 +101,8 @@ def report(folder: Path, jobs: tuple[Job, ...]) -> dict[str, Any]:
 
 def exported(run: Path) -> dict[str, int]:
     """How many tensors the package exports from a run, and how many of them training has changed."""
-    from recipes.checkpoints import exported_parts
-
     from converters.export_hf import export_checkpoint
+    from pipeline.checkpoints import exported_parts
     from tests.converters.conftest import read_tensors
 
     parts = exported_parts(run)
