@@ -28,7 +28,7 @@ def examine(
     Exit status 1 where training cannot start, or where a kernel gives wrong numbers.
 
     On a GPU every kernel that the recipes use runs forward and backward, against transformers at a small size, then at
-    the model's own shape, timed: about two minutes.
+    the model's own shape, timed.
 
     Example: nemo-run doctor --card this-machine.yaml
     """
