@@ -24,11 +24,12 @@ DAEMONS = ("slurmd.n1", "slurmd.n2", "slurmctld", "slurmdbd", "mariadbd", "munge
 GPUS = 8
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cluster:
     """A running cluster."""
 
     folder: Path
+    database: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -58,6 +59,13 @@ class Cluster:
                 os.kill(pid, signal.SIGTERM)
             except (OSError, ValueError):
                 continue
+            if self.database and pid == self.database.pid:
+                try:
+                    self.database.wait(20)  # a child of ours stands in /proc until it is waited for
+                except subprocess.TimeoutExpired:
+                    self.database.kill()
+                    self.database.wait()
+                continue
             _wait(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 20)
 
 
@@ -77,7 +85,7 @@ def start(folder: Path) -> Cluster:
     port = _free_ports(110)
     cluster = Cluster(folder)
     _munge(folder)
-    _accounting(folder, port)
+    cluster.database = _accounting(folder, port)
     _controller(cluster, port)
     if not _wait(lambda: cluster.run("sinfo", "-h", "-N", "-o", "%t", check=False).split() == ["idle"] * 2, 30):
         logs = "\n".join(file.read_text()[-2000:] for file in (folder / "log").iterdir())
@@ -95,13 +103,14 @@ def _munge(folder: Path) -> None:
     _call("munged", "--force", "--num-threads=2", *(f"--{name}={folder / file}" for name, file in options.items()))
 
 
-def _accounting(folder: Path, port: int) -> None:
+def _accounting(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """Start the accounting daemon and its database; returns the database, which is a child of this process."""
     common = ("--no-defaults", "--user=root", f"--datadir={folder}/db")
     _call("mariadb-install-db", *common, "--auth-root-authentication-method=normal")
     grant = "GRANT ALL ON slurm_acct_db.* TO slurm@'127.0.0.1' IDENTIFIED BY 'test';"
     (folder / "db.sql").write_text(f"CREATE DATABASE IF NOT EXISTS slurm_acct_db;\n{grant}\n")
     with (folder / "log" / "mariadbd").open("w") as log:
-        subprocess.Popen(
+        database = subprocess.Popen(
             [
                 *("mariadbd", *common, f"--socket={folder}/run/db.sock", "--bind-address=127.0.0.1"),
                 *(f"--port={port + 100}", "--skip-name-resolve", f"--pid-file={folder}/run/mariadbd.pid"),
@@ -134,6 +143,7 @@ StorageLoc=slurm_acct_db
     conf.chmod(0o600)
     _call("slurmdbd", environment={"SLURM_CONF": str(folder / "slurm.conf")})
     _await_port(port + 101)
+    return database
 
 
 def _controller(cluster: Cluster, port: int) -> None:
