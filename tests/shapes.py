@@ -6,6 +6,22 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
+PUBLISHED: dict[str, Any] = {
+    "model_type": "gpt_oss",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 150000,
+    "rope_scaling": {
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "rope_type": "yarn",
+    },
+}
+"""What the config.json of both published models says beside the sizes."""
+
 
 def lopsided(sizes: Mapping[str, Any], alike: tuple[str, str] | None = None) -> dict[str, Any]:
     """The sizes, in the fields of config.json, of which no two widths agree.

@@ -14,13 +14,13 @@ from common.errors import ConfigurationError
 from modeling import inference
 from modeling.hf_config import GptOssConfig
 from modeling.inference import Layout
-from tests.shapes import lopsided
+from tests.shapes import PUBLISHED, lopsided
 
 ROOT = Path(__file__).parents[2]
 CONFIG = GptOssConfig.from_dict(
     lopsided(
         {
-            "model_type": "gpt_oss",
+            **PUBLISHED,
             "num_hidden_layers": 4,
             "num_local_experts": 6,
             "num_experts_per_tok": 2,
@@ -31,17 +31,6 @@ CONFIG = GptOssConfig.from_dict(
             "num_key_value_heads": 2,
             "sliding_window": 8,
             "vocab_size": 104,
-            "max_position_embeddings": 131072,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 150000,
-            "rope_scaling": {
-                "factor": 32.0,
-                "original_max_position_embeddings": 4096,
-                "beta_fast": 32.0,
-                "beta_slow": 1.0,
-                "truncate": False,
-                "rope_type": "yarn",
-            },
         }
     )
 )

@@ -15,13 +15,13 @@ from modeling.layouts import Batch, Layout, legal_layouts
 from modeling.lora_targets import ATTENTION, EXPERTS, LoraTargets
 from modeling.model_config import nemo_config
 from planning.memory import TrainingPlan, activations, dispatch_buffers, optimizer_bytes, parameters
-from tests.shapes import lopsided
+from tests.shapes import PUBLISHED, lopsided
 
 CONFIGS = Path(__file__).parents[2] / "modeling" / "configs"
 TINY = GptOssConfig.from_dict(
     lopsided(
         {
-            "model_type": "gpt_oss",
+            **PUBLISHED,
             "num_hidden_layers": 3,
             "num_local_experts": 6,
             "num_experts_per_tok": 2,
@@ -32,17 +32,6 @@ TINY = GptOssConfig.from_dict(
             "num_key_value_heads": 2,
             "sliding_window": 16,
             "vocab_size": 640,
-            "max_position_embeddings": 131072,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 150000,
-            "rope_scaling": {
-                "factor": 32.0,
-                "original_max_position_embeddings": 4096,
-                "beta_fast": 32.0,
-                "beta_slow": 1.0,
-                "truncate": False,
-                "rope_type": "yarn",
-            },
         }
     )
 )
