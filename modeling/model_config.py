@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from modeling.layer_spec import local_block_spec
 from modeling.precision import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+ATTENTION_SWITCHES = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
 # Kernels and code paths that need a GPU; the mathematics is the same without them.
 _WITHOUT_GPU: dict[str, Any] = {
     "transformer_layer_spec": local_block_spec,
@@ -34,6 +36,10 @@ class CorrectedGptOssConfig(GPTOSSConfig):
 
     def configure_model(self, *args: Any, **kwargs: Any) -> Any:
         """Build this rank's part of the model, before DDP wraps it."""
+        # megatron-core 0.15.3 sets these from `attention_backend`, and asserts that nobody has set them otherwise
+        # (_set_attention_backend): neither the shell nor an earlier model of this process.
+        for name in ATTENTION_SWITCHES:
+            os.environ.pop(name, None)
         return correct_gradients(super().configure_model(*args, **kwargs))
 
 

@@ -44,7 +44,8 @@ def require(engine: Path) -> Path:
 def environment(*engines: Path) -> dict[str, str]:
     """Of a process that imports Transformer Engine from these folders."""
     paths = os.pathsep.join(map(str, (REPOSITORY, *engines)))
-    return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    switches = {"NVTE_FLASH_ATTN": "1"}  # as somebody's shell has it: the recipe's backend holds all the same
+    return os.environ | switches | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ SIZES: dict[str, Any] = {
     "sliding_window": 32,
     "vocab_size": 640,
 }
-BACKENDS = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
 
 
 def make_base(folder: Path) -> tuple[Path, Path]:
@@ -58,17 +57,15 @@ def local_model(config: Any) -> torch.nn.Module:
 def _build(config: Any, **overrides: Any) -> torch.nn.Module:
     from modeling import inference
 
-    # Megatron-core sets these from `attention_backend`, and refuses another model that wants another
-    for name in BACKENDS:
-        os.environ.pop(name, None)
     return inference.build_model(config, seq_length=256, dtype=torch.float32, **overrides)
 
 
 def use_backend(name: str) -> None:
     """Have Transformer Engine choose anew among one backend, flash, fused or unfused."""
+    from modeling.model_config import ATTENTION_SWITCHES
     from tests.gpu_path import emulation
 
-    os.environ.update({each: str(int(name.upper() == each.split("_")[1])) for each in BACKENDS})
+    os.environ.update({each: str(int(name.upper() == each.split("_")[1])) for each in ATTENTION_SWITCHES})
     emulation.forget_backend()
 
 
