@@ -51,8 +51,16 @@ class BestAndLast(ModelCheckpoint):
         # The last may be a link to the former best: were that deleted first, a kill could leave nothing to go on from.
         if self._outlived is not None and not self.async_save:
             self._outlived.append(filepath)
+        elif self.async_save and not override_async:
+            super()._remove_checkpoint(trainer, filepath)  # when the checkpoint that replaces it is whole
         else:
-            super()._remove_checkpoint(trainer, filepath, override_async)
+            # NeMo 2.7.3 has a thread delete it where checkpoints are saved aside, and takes away the mark that it is
+            # unfinished at once: half deleted it would pass for whole, and the training would end before the thread.
+            saved_aside, self.async_save = self.async_save, False
+            try:
+                super()._remove_checkpoint(trainer, filepath)
+            finally:
+                self.async_save = saved_aside
 
 
 def validation_follows(trainer: pl.Trainer) -> bool:
