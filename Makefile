@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 FOR    ?= 3.12
 BIN    := $(VENV)/bin
+TWO    := -n 2 --dist loadgroup  # processes, each of whole folders: see tests/conftest.py
 
 .PHONY: install demo test test-fast gpu-path-env test-gpu-path lint types bundle clean
 
@@ -20,10 +21,10 @@ demo: install  ## the whole pipeline on a tiny gpt-oss, on this machine's CPU
 	$(BIN)/nemo-run launch recipes/gpt_oss_tiny_lora.py
 
 test: install  ## everything that can run here
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 test-fast: install  ## what needs no training
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest $(TWO) -m 'not slow'
 
 # Transformer Engine's wheels and the libraries that stand in for CUDA's: a few hundred MB, made once.
 gpu-path-env: .gpu-path/.installed .gpu-path-newest/.installed  ## what test-gpu-path needs: no GPU, no CUDA, gcc
