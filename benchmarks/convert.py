@@ -129,8 +129,8 @@ def time_part(part: str, hf: Path, nemo: Path) -> None:
     from converters.hf_reader import HfReader
     from converters.import_hf import import_checkpoint
     from converters.mapping import layers_of, places
-    from converters.mxfp4 import dequantize
     from converters.storage.pool import run_all
+    from modeling.mxfp4 import dequantize
 
     dequantize(np.zeros((1, 1, 16), np.uint8), np.zeros((1, 1), np.uint8))  # the kernel comes from numba's cache
     started = time.perf_counter()

@@ -11,9 +11,9 @@ import torch
 
 from converters.hf_reader import BLOCKS, SCALES
 from converters.mapping import Entry, Place, layers_of, places
-from converters.mxfp4 import BLOCK
 from converters.storage.safetensors_files import Group, Slab, TensorSpec, write_sharded
 from modeling.hf_config import GptOssConfig, published_config
+from modeling.mxfp4 import BLOCK
 
 
 def write_random_checkpoint(folder: Path, model: str, layers: int | None = None, seed: int = 0) -> GptOssConfig:

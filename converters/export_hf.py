@@ -15,12 +15,11 @@ from common.artifacts import FINISHED, write_text
 from common.errors import CheckpointError, ConfigurationError
 from common.progress import Progress, TensorCounter, quiet
 from common.values import parse_size
-from converters.hf_reader import BLOCKS, SCALES
 from converters.lora import Adapter
-from converters.mapping import TABLE, Entry, Place, layers_of, places
+from converters.mapping import BLOCKS, SCALES, TABLE, Entry, Place, layers_of, places
 from converters.model_card import card_text
-from converters.mxfp4 import BLOCK, dequantize, quantize, requantize
-from converters.nemo_folder import CONFIG, SCALES_FILE, TOKENIZER, checkpoint_identity
+from converters.nemo_folder import CONFIG, SCALES_FILE, TOKENIZER, checkpoint_identity, is_nemo
+from converters.nemo_reader import NemoReader
 from converters.openai_layout import QUANTIZATION
 from converters.output_folder import (
     GENERATION,
@@ -31,10 +30,10 @@ from converters.output_folder import (
     resumable_folder,
     source_files,
 )
-from converters.storage.nemo_weights import WeightsReader
 from converters.storage.safetensors_files import Group, SafetensorsReader, Slab, TensorSpec, write_sharded
 from converters.storage.transposition import transpose
 from modeling.hf_config import GptOssConfig
+from modeling.mxfp4 import BLOCK, dequantize, quantize, requantize
 
 MXFP4 = "mxfp4"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -90,8 +89,8 @@ def export_checkpoint(
     Args:
         nemo: a checkpoint of our import, or of NeMo's training in full.
         adapter: an adapter checkpoint to merge, in fp32.
-        weights: "fp32", "bf16" or "mxfp4"; "auto" is the checkpoint's own dtype. As MXFP4, experts that training did
-            not touch get their original blocks and scales back, byte for byte.
+        weights: "fp32", "bf16" or "mxfp4"; "auto" is the checkpoint's own, MXFP4 where its experts are packed. As
+            MXFP4, experts that training did not touch get their original blocks and scales back, byte for byte.
         like: our import (or the Hugging Face folder) that gives config.json and the tokenizer, where `nemo` is a
             checkpoint that NeMo saved and holds neither.
         usage: Markdown for the end of the model card.
@@ -103,6 +102,7 @@ def export_checkpoint(
     if weights not in ("auto", MXFP4, *DTYPES):
         raise ConfigurationError(f"weights {weights!r} is not one of auto, {MXFP4}, {', '.join(DTYPES)}.")
     source = Source(nemo, like or nemo)
+    weights = MXFP4 if weights == "auto" and source.reader.packed else weights
     merged = Adapter.open(adapter, source.config) if adapter else None
     limit = parse_size(shard_size)
     export = _Export(source, merged, weights)
@@ -138,38 +138,38 @@ class Source:
 
     def __init__(self, nemo: Path, like: Path) -> None:
         self.nemo, self.like = nemo, like
-        self.weights = WeightsReader(nemo / "weights")
+        self.reader = NemoReader(nemo)
         context = like / "context"
         self.config_file = next((f for f in (context / CONFIG, like / "config.json") if f.is_file()), None)
         if self.config_file is None:
             raise CheckpointError(f"{like} holds no config.json of its model: name the imported base with --like.")
         self.config = GptOssConfig.from_file(self.config_file)
         self.tokenizer = context / TOKENIZER if (context / TOKENIZER).is_dir() else like
-        self.dtype = self.weights.dtype("decoder.final_layernorm.weight")
-        self._check()
+        self.reader.check(self.config, self.config_file)
 
     @cached_property
-    def scales(self) -> SafetensorsReader | None:
-        """The MXFP4 scales that an import kept."""
+    def _scales(self) -> SafetensorsReader | NemoReader | None:
+        """Where the MXFP4 scales of the base are: packed with its experts, or beside them as the import kept them."""
         file = self.like / SCALES_FILE
-        return SafetensorsReader(file) if file.is_file() else None
+        if file.is_file():
+            return SafetensorsReader(file)
+        like = self.reader if self.like == self.nemo else NemoReader(self.like) if is_nemo(self.like) else None
+        return like if like is not None and like.packed else None
+
+    def scales(self, entry: Entry, place: Place) -> np.ndarray | None:
+        """uint8 (out, in/32), the scales that an expert's matrix had in the base, rows in Hugging Face's order."""
+        if self._scales is None:
+            return None
+        if isinstance(self._scales, NemoReader):
+            return self._scales.mxfp4_of(entry, place)[1][entry.rows_in_hf(self.config)]
+        assert place.expert is not None
+        return self._scales.slice(entry.hf[0].format(layer=place.layer) + SCALES)[place.expert].numpy()
 
     def identity(self) -> dict[str, Any]:
         """Hashes, sizes and times of the source's files, for the fingerprint of the export."""
         files = [self.like / SCALES_FILE, *(self.tokenizer / name for name in TOKENIZER_FILES)]
         assert self.config_file is not None
         return checkpoint_identity(self.nemo) | source_files([self.config_file, *files])
-
-    def _check(self) -> None:
-        for entry in TABLE:
-            expected = (*entry.leading(self.config), *entry.shape(self.config))
-            if self.weights.shape(entry.nemo) != expected:
-                stored = self.weights.shape(entry.nemo)
-                raise CheckpointError(f"{entry.nemo} has shape {stored}, {self.config_file} says {expected}.")
-        names = {entry.nemo for entry in TABLE}
-        unknown = [key for key in self.weights.tensors if key not in names and "_extra_state" not in key]
-        if unknown:
-            raise CheckpointError(f"{self.weights.folder} holds tensors that gpt-oss has not, such as {unknown[0]}.")
 
 
 class _Export:
@@ -189,7 +189,7 @@ class _Export:
         """Dtype of a tensor that is not MXFP4: bf16 in an MXFP4 export, else as requested, else the checkpoint's."""
         if self.mxfp4:
             return torch.bfloat16
-        return self.dtype or self.source.weights.dtype(entry.nemo)
+        return self.dtype or self.source.reader.dtype(entry)
 
     def _group(self, entry: Entry, layer: int) -> Group:
         names = [name.format(layer=layer) for name in entry.hf]
@@ -215,7 +215,7 @@ class _Export:
         return [Slab(spec.name, start, part) for spec, part in zip(specs, parts, strict=True)]
 
     def _value(self, entry: Entry, place: Place) -> torch.Tensor:
-        value = self.source.weights.read(entry.nemo, *place.leading, rows=place.rows)
+        value = self.source.reader.read(entry, place)
         return self.adapter.apply(entry, value, place) if self.adapter else value
 
     def _mxfp4_group(self, entry: Entry, name: str, rows: tuple[int, ...], where: list[Place]) -> Group:
@@ -229,8 +229,11 @@ class _Export:
 
     def _quantized(self, entry: Entry, place: Place, name: str) -> list[Slab]:
         expert = place.leading[1]
-        value = self._value(entry, place)
-        original = self.source.scales.slice(name + SCALES)[expert].numpy() if self.source.scales else None
+        if self.source.reader.packed and not (self.adapter and self.adapter.has_factors(entry, place)):
+            blocks, scales = (part[entry.rows_in_hf(self.config)] for part in self.source.reader.mxfp4_of(entry, place))
+            self.quantization.add(name, expert, None)
+            return [Slab(name + BLOCKS, expert, blocks), Slab(name + SCALES, expert, scales)]
+        value, original = self._value(entry, place), self.source.scales(entry, place)
         blocks = _exact(value, original, entry.rows_in_hf(self.config)) if original is not None else None
         if blocks is not None and original is not None:
             self.quantization.add(name, expert, None)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.errors import CheckpointError
-from converters.storage.nemo_weights import PREFIX, WeightsReader
+from converters.nemo_reader import NemoReader
+from converters.storage.nemo_weights import PREFIX
 from modeling.hf_config import GptOssConfig
 
 LINEARS = (
@@ -21,8 +22,8 @@ LINEARS = (
 EXPERTS = ("mlp.experts.experts.linear_fc1", "mlp.experts.experts.linear_fc2")
 
 
-def empty_states(config: GptOssConfig) -> list[str]:
-    """Keys of all extra states of a model.
+def empty_states(config: GptOssConfig, *, packed: bool = False) -> list[str]:
+    """Keys of all extra states of a model; packed experts, which are no modules of Transformer Engine, have none.
 
     megatron-core 0.15.3 names them `KEY/shard_<layer>[.<expert>]_<layers>[.<experts>]` (ShardedObject.unique_key), and
     what is outside the layers `KEY/shard_0_1`.
@@ -32,7 +33,7 @@ def empty_states(config: GptOssConfig) -> list[str]:
     total = f"{config.num_layers}.{config.num_experts}"
     keys += [
         f"{prefix}{name}._extra_state/shard_{i}.{expert}_{total}"
-        for name in EXPERTS
+        for name in (() if packed else EXPERTS)
         for i in layers
         for expert in range(config.num_experts)
     ]
@@ -45,8 +46,9 @@ def check_states(weights: Path, config: GptOssConfig) -> None:
     Raises:
         CheckpointError: extra states are missing.
     """
-    stored = WeightsReader(weights).metadata.state_dict_metadata
-    missing = [key for key in empty_states(config) if key not in stored]
+    reader = NemoReader(weights.parent)
+    stored = reader.weights.metadata.state_dict_metadata
+    missing = [key for key in empty_states(config, packed=reader.packed) if key not in stored]
     if missing:
         raise CheckpointError(
             f"{weights} lacks {len(missing)} entries that Transformer Engine asks for on a GPU, such as {missing[0]}; "

@@ -13,14 +13,12 @@ import torch
 
 from common.errors import CheckpointError, ConfigurationError
 from converters import openai_layout
-from converters.mapping import Entry, Place, layers_of
-from converters.mxfp4 import BLOCK, dequantize
+from converters.mapping import BLOCKS, SCALES, Entry, Place, layers_of
 from converters.storage.safetensors_files import SafetensorsReader
 from converters.storage.stored_tensor import StoredTensor
 from converters.storage.transposition import transpose
 from modeling.hf_config import GptOssConfig
-
-BLOCKS, SCALES = "_blocks", "_scales"
+from modeling.mxfp4 import BLOCK, NAN_MESSAGE, NAN_SCALE, dequantize
 
 
 class HfReader:
@@ -96,6 +94,17 @@ class HfReader:
         parts = [self._part(entry, name.format(layer=place.layer), place) for name in entry.hf]
         return entry.to_nemo(parts, self.config).contiguous()
 
+    def mxfp4_of(self, entry: Entry, place: Place) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 blocks (out, in/32, 16) and scales (out, in/32) of one expert, rows in Megatron's order.
+
+        Raises:
+            CheckpointError: a scale is NaN.
+        """
+        rows, scales = entry.rows_in_nemo(self.config), self.scales(entry, place)
+        if scales.max() == NAN_SCALE:
+            raise CheckpointError(f"{self._named(entry, place)}: {NAN_MESSAGE}")
+        return self.blocks(entry, place)[rows], scales[rows]
+
     def blocks(self, entry: Entry, place: Place) -> np.ndarray:
         """uint8 (out, in/32, 16), MXFP4 blocks of one expert, rows in Hugging Face's order."""
         assert place.expert is not None
@@ -129,9 +138,11 @@ class HfReader:
         try:
             bits = dequantize(self.blocks(entry, place), self.scales(entry, place), entry.rows_in_nemo(self.config))
         except CheckpointError as error:
-            name = entry.hf[0].format(layer=place.layer)
-            raise CheckpointError(f"{self.folder}: {name}, expert {place.expert}: {error}") from None
+            raise CheckpointError(f"{self._named(entry, place)}: {error}") from None
         return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+
+    def _named(self, entry: Entry, place: Place) -> str:
+        return f"{self.folder}: {entry.hf[0].format(layer=place.layer)}, expert {place.expert}"
 
     def _part(self, entry: Entry, name: str, place: Place) -> torch.Tensor:
         stored, rows = self._at(name)

@@ -8,17 +8,18 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from common import artifacts
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ConfigurationError
 from common.progress import Progress, TensorCounter, quiet
 from converters.extra_states import empty_states
-from converters.hf_reader import SCALES, HfReader
+from converters.hf_reader import HfReader
 from converters.hub import find
-from converters.mapping import Entry, Place, layers_of, places
-from converters.mxfp4 import BLOCK
+from converters.mapping import SCALES, Entry, Place, layers_of, places
 from converters.nemo_context import write_context
 from converters.nemo_folder import CONFIG, SCALES_FILE, TOKENIZER
 from converters.output_folder import (
@@ -32,11 +33,14 @@ from converters.output_folder import (
 )
 from converters.storage.nemo_weights import PREFIX, Piece, write_weights
 from converters.storage.safetensors_files import Group, Slab, TensorSpec, write_file
+from modeling.mxfp4 import BLOCK
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = quiet) -> Path:
+def import_checkpoint(
+    hf: str | Path, nemo: Path, progress: Progress = quiet, *, experts: Literal["bf16", "mxfp4"] = "bf16"
+) -> Path:
     """Write the NeMo checkpoint of a gpt-oss: weights/, context/, the MXFP4 scales where there are any, a manifest.
 
     Does nothing when `nemo` is whole and was made from these very files; goes on where a killed run stopped.
@@ -44,17 +48,23 @@ def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = quiet) ->
     Args:
         hf: a folder (Hugging Face's layout or OpenAI's `original/`) or a Hub id.
         progress: called after every tensor.
+        experts: "bf16" decodes MXFP4, for NeMo as it is and for training in full; "mxfp4" keeps blocks and scales,
+            a third of the size, for LoRA with this package's models.
     Raises:
         CheckpointError: the source is missing, damaged, or lacks its tokenizer; or the disk is too small.
+        ConfigurationError: experts are to stay MXFP4 which are none.
     """
     reader = HfReader(find(hf), cached=True)  # of which the hashes are computed meanwhile
-    tokenizer = reader.tokenizer
-    small = [reader.folder / "config.json", reader.folder / GENERATION, *(tokenizer / n for n in TOKENIZER_FILES)]
-    inputs = {"kind": "import", "files": source_files([*small, *reader.files.files])}
+    packed, tokenizer = experts == "mxfp4", reader.tokenizer
+    if packed and not reader.mxfp4:
+        raise ConfigurationError(f"{hf} holds no MXFP4 experts that could stay so: import it with bf16 experts.")
+    inputs = _inputs(reader, packed=packed)
     if is_done(nemo, inputs):
         return nemo
-    pieces = [piece for entry, layer in layers_of(reader.config) for piece in _pieces(reader, entry, layer)]
-    scales = _scales(reader) if reader.mxfp4 else []
+    pieces = [
+        piece for entry, layer in layers_of(reader.config) for piece in _pieces(reader, entry, layer, packed=packed)
+    ]
+    scales = _scales(reader) if reader.mxfp4 and not packed else []
     total = sum(piece.bytes for piece in pieces) + sum(group.bytes for group in scales)
     jobs = len(pieces) + sum(len(group.jobs) for group in scales)
     count = TensorCounter("import", total, jobs, progress)
@@ -62,14 +72,32 @@ def import_checkpoint(hf: str | Path, nemo: Path, progress: Progress = quiet) ->
         hashes = _Hashes(reader.files.files)
         if scales:
             write_file(folder / SCALES_FILE, scales, count)
-        write_weights(folder / "weights", pieces, empty_states(reader.config), count)
+        write_weights(folder / "weights", pieces, empty_states(reader.config, packed=packed), count)
         context = folder / "context"
         copy_files(TOKENIZER_FILES, tokenizer, context / TOKENIZER)
         copy_files((GENERATION, *LICENSES), reader.folder, context)
         _write_config(reader, context / CONFIG)
-        write_context(context, reader.config)
+        write_context(context, reader.config, packed_experts=packed)
         details |= {"source": str(hf), "sha256": hashes.result()}
     return nemo
+
+
+def has_mxfp4(hf: str | Path) -> bool:
+    """Whether a model's experts are published as MXFP4."""
+    return HfReader(find(hf)).mxfp4
+
+
+def is_imported(hf: str | Path, nemo: Path) -> bool:
+    """Whether `nemo` is whole and was made from these very files with bf16 experts."""
+    return is_done(nemo, _inputs(HfReader(find(hf)), packed=False))
+
+
+def _inputs(reader: HfReader, *, packed: bool) -> dict[str, Any]:
+    """All that decides what an import writes."""
+    small = [reader.folder / name for name in ("config.json", GENERATION)]
+    small += [reader.tokenizer / name for name in TOKENIZER_FILES]
+    inputs = {"kind": "import", "files": source_files([*small, *reader.files.files])}
+    return inputs | ({"experts": "mxfp4"} if packed else {})
 
 
 class _Hashes:
@@ -100,7 +128,9 @@ class _Hashes:
         return self._sums
 
 
-def _pieces(reader: HfReader, entry: Entry, layer: int) -> list[Piece]:
+def _pieces(reader: HfReader, entry: Entry, layer: int, *, packed: bool) -> list[Piece]:
+    if packed and entry.is_expert_matrix:
+        return [piece for place in places(entry, reader.config, layer) for piece in _packed(reader, entry, place)]
     leading, shape = entry.leading(reader.config), entry.shape(reader.config)
     dtype = reader.dtype(entry, layer)
     pieces = []
@@ -111,6 +141,19 @@ def _pieces(reader: HfReader, entry: Entry, layer: int) -> list[Piece]:
         produce = partial(reader.read, entry, place)
         pieces.append(Piece(PREFIX + entry.nemo, (*leading, *shape), offset, size, dtype, produce))
     return pieces
+
+
+def _packed(reader: HfReader, entry: Entry, place: Place) -> list[Piece]:
+    """Blocks and scales of one expert, each read when it is written."""
+    pieces = []
+    for part, (key, shape) in enumerate(entry.stored(reader.config, packed=True).items()):
+        offset, size = (*place.leading, *(0 for _ in shape[2:])), (1, 1, *shape[2:])
+        pieces.append(Piece(PREFIX + key, shape, offset, size, torch.uint8, partial(_part, reader, entry, place, part)))
+    return pieces
+
+
+def _part(reader: HfReader, entry: Entry, place: Place, part: int) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(reader.mxfp4_of(entry, place)[part]))
 
 
 def _scales(reader: HfReader) -> list[Group]:

@@ -60,16 +60,19 @@ class Adapter:
 
     def factors(self, entry: Entry, place: Place) -> tuple[torch.Tensor, torch.Tensor] | None:
         """fp32 linear_in (r, in) and linear_out (out, r) of a layer's or expert's weight; None without an adapter."""
-        key = linear_of(entry)
-        if not entry.nemo.endswith(".weight") or key + LINEAR_IN not in self.reader.tensors:
+        if not self.has_factors(entry, place):
             return None
-        where = list(place.leading)
+        key, where = linear_of(entry), list(place.leading)
         if entry.per_expert and self.expert_layers is not None:
-            if place.layer not in self.expert_layers:
-                return None
             where[0] = self.expert_layers.index(place.layer)
         linear_in, linear_out = (self.reader.read(key + end, *where).float() for end in (LINEAR_IN, LINEAR_OUT))
         return linear_in, linear_out
+
+    def has_factors(self, entry: Entry, place: Place) -> bool:
+        """Whether a layer's or expert's weight has an adapter."""
+        if not entry.nemo.endswith(".weight") or linear_of(entry) + LINEAR_IN not in self.reader.tensors:
+            return False
+        return not entry.per_expert or self.expert_layers is None or place.layer in self.expert_layers
 
     def _check(self, entry: Entry, config: GptOssConfig, checkpoint: Path) -> None:
         """Compare the shapes of an entry's tensors with those that `config` asks for."""

@@ -14,7 +14,10 @@ import numpy as np
 import torch
 
 from modeling.hf_config import GptOssConfig
+from modeling.mxfp4 import BLOCK
 
+BLOCKS, SCALES = "_blocks", "_scales"
+"""Ends of the names of an expert matrix's parts as MXFP4, in Hugging Face's files and in packed NeMo checkpoints."""
 ToNemo = Callable[[Sequence[torch.Tensor], GptOssConfig], torch.Tensor]
 ToHf = Callable[[torch.Tensor, GptOssConfig], list[torch.Tensor]]
 
@@ -98,6 +101,18 @@ class Entry:
     def is_expert_matrix(self) -> bool:
         """Whether Hugging Face stores it as MXFP4, or transposed."""
         return self.per_expert and self.nemo.endswith(".weight")
+
+    def stored(self, config: GptOssConfig, *, packed: bool) -> dict[str, tuple[int, ...]]:
+        """Key and shape of what a NeMo checkpoint holds for it.
+
+        Args:
+            packed: whether expert matrices are MXFP4: blocks (L, E, out, in/32, 16) and scales (L, E, out, in/32).
+        """
+        shape = (*self.leading(config), *self.shape(config))
+        if not (packed and self.is_expert_matrix):
+            return {self.nemo: shape}
+        scales = (*shape[:-1], shape[-1] // BLOCK)
+        return {self.nemo + BLOCKS: (*scales, BLOCK // 2), self.nemo + SCALES: scales}
 
 
 @dataclass(frozen=True)

@@ -33,22 +33,25 @@ class Call:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_context(folder: Path, config: GptOssConfig, model_transform: Call | None = None) -> None:
+def write_context(
+    folder: Path, config: GptOssConfig, model_transform: Call | None = None, *, packed_experts: bool = False
+) -> None:
     """Write io.json and model.yaml of NeMo's GPTOSSModel, with the arguments that make it compute what HF computes.
 
     Args:
         folder: `context/`; the tokenizer is expected in its folder `TOKENIZER`.
         model_transform: the PEFT transform of an adapter checkpoint.
+        packed_experts: whether the weights keep their experts MXFP4, which NeMo's own configuration cannot.
     """
     import yaml
 
-    model = _model(config, model_transform)
+    model = _model(config, model_transform, packed_experts)
     context = Call(Symbol("nemo.lightning.io.pl", "TrainerContext"), {"model": model, "trainer": None, "extra": {}})
     (folder / "io.json").write_text(json.dumps(to_fiddle(context), indent=1) + "\n")
     (folder / "model.yaml").write_text(yaml.safe_dump(_to_yaml(model)))
 
 
-def _model(config: GptOssConfig, model_transform: Call | None) -> Call:
+def _model(config: GptOssConfig, model_transform: Call | None, packed_experts: bool) -> Call:
     bf16 = Symbol("torch", "bfloat16")
     arguments = megatron_arguments(config) | {
         # as modeling.model_config.nemo_config sets them, which says why
@@ -65,8 +68,12 @@ def _model(config: GptOssConfig, model_transform: Call | None) -> Call:
     }
     tokenizer = Symbol("nemo.collections.common.tokenizers.huggingface.auto_tokenizer", "AutoTokenizer")
     gpt_oss = "nemo.collections.llm.gpt.model.gpt_oss"
+    kind = Symbol(gpt_oss, "GPTOSSConfig")
+    if packed_experts:
+        kind = Symbol("modeling.model_config", "CorrectedGptOssConfig")
+        arguments["packed_experts"] = True
     parts: dict[str, Any] = {
-        "config": Call(Symbol(gpt_oss, "GPTOSSConfig"), arguments),
+        "config": Call(kind, arguments),
         "tokenizer": Call(tokenizer, {"pretrained_model_name": TOKENIZER}),
     }
     if model_transform is not None:

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from converters.mapping import TABLE, Entry
-from converters.mxfp4 import dequantize, quantize
 from modeling.hf_config import FULL, SLIDING, GptOssConfig, published_config
+from modeling.mxfp4 import dequantize, quantize
 
 
 def toy_config(sizes: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from common.errors import CheckpointError
 from common.progress import Done, Progress, quiet
 from converters.hf_reader import HfReader
 from converters.mapping import Entry, Place, layers_of, places
-from converters.nemo_folder import WEIGHTS, config_of, is_nemo
-from converters.storage.nemo_weights import WeightsReader
+from converters.nemo_folder import config_of, is_nemo
+from converters.nemo_reader import NemoReader
 from converters.storage.pool import run_all
 
 
@@ -47,21 +47,17 @@ class _Side:
     """One checkpoint, seen as Megatron tensors."""
 
     def __init__(self, path: Path) -> None:
-        self.hf = None if is_nemo(path) else HfReader(path)
-        self.weights = None if self.hf else WeightsReader(path / WEIGHTS)
-        self.config = self.hf.config if self.hf else config_of(path, "verify the import or the export instead")
+        self.reader = NemoReader(path) if is_nemo(path) else HfReader(path)
+        if isinstance(self.reader, HfReader):
+            self.config = self.reader.config
+        else:
+            self.config = config_of(path, "verify the import or the export instead")
 
     def dtype(self, entry: Entry, layer: int) -> torch.dtype:
-        if self.hf:
-            return self.hf.dtype(entry, layer)
-        assert self.weights is not None
-        return self.weights.dtype(entry.nemo)
+        return self.reader.dtype(entry, layer) if isinstance(self.reader, HfReader) else self.reader.dtype(entry)
 
     def read(self, entry: Entry, place: Place) -> torch.Tensor:
-        if self.hf:
-            return self.hf.read(entry, place)
-        assert self.weights is not None
-        return self.weights.read(entry.nemo, *place.leading, rows=place.rows)
+        return self.reader.read(entry, place)
 
 
 def compare_checkpoints(a: Path, b: Path, progress: Progress = quiet) -> Report:

@@ -22,6 +22,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from common.console import rank, say
 from converters.lora import peft_settings
 from converters.nemo_folder import WEIGHTS
+from converters.nemo_reader import NemoReader
 from converters.storage.checked_folder import ensure_safe
 from data_prep.prepared import load_prepared
 from evaluation.jobs import ScoreJob
@@ -50,7 +51,8 @@ def load(parts: Parts, *, seq_length: int, precision: Precision) -> torch.nn.Mod
     """
     for checkpoint in filter(None, (parts.weights, parts.adapter)):
         ensure_safe(checkpoint / WEIGHTS)  # Megatron's loader runs what a checkpoint names
-    model = inference.build_model(parts.config, seq_length=seq_length, dtype=DTYPES[precision])
+    packed = NemoReader(parts.weights).packed
+    model = inference.build_model(parts.config, seq_length=seq_length, dtype=DTYPES[precision], packed_experts=packed)
     inference.load_weights(model, parts.weights)
     if parts.adapter:
         inference.load_adapter(model, _lora(parts.adapter), parts.adapter)

@@ -15,6 +15,7 @@ import torch
 from common.progress import Done, Progress, quiet
 from converters.lora import Adapter
 from converters.mapping import TABLE, Entry, Place, places
+from converters.nemo_reader import NemoReader
 from converters.storage.nemo_weights import WeightsReader
 from modeling.hf_config import GptOssConfig
 
@@ -80,7 +81,7 @@ def changes(
     Raises:
         CheckpointError: a checkpoint is incomplete or damaged, or of another model.
     """
-    base = WeightsReader(before / "weights")
+    base = NemoReader(before)
     adapter = Adapter.open(after, config) if is_adapter else None
     tuned = adapter.reader if adapter else WeightsReader(after / "weights")
     matrices = list(_matrices(config, tuned, adapter))
@@ -108,19 +109,20 @@ def _matrices(
                     yield entry, where
 
 
-def _of_adapter(entry: Entry, place: Place, base: WeightsReader, adapter: Adapter) -> Change:
+def _of_adapter(entry: Entry, place: Place, base: NemoReader, adapter: Adapter) -> Change:
     factors = adapter.factors(entry, place)
     assert factors is not None
     linear_in, linear_out = factors
     values = low_rank_singular_values(linear_out, linear_in, adapter.alpha / linear_in.shape[0])
-    weight = float(base.read(entry.nemo, *place.leading).double().norm())
+    weight = float(base.read(entry, place).double().norm())
     return Change(_module(entry), place.layer, place.expert, weight, float(values.norm()), values.tolist())
 
 
-def _of_tensor(entry: Entry, where: list[Place], base: WeightsReader, tuned: WeightsReader) -> Change:
+def _of_tensor(entry: Entry, where: list[Place], base: NemoReader, tuned: WeightsReader) -> Change:
     weight = change = 0.0
     for place in where:
-        old, new = (reader.read(entry.nemo, *place.leading, rows=place.rows).double() for reader in (base, tuned))
+        old = base.read(entry, place).double()
+        new = tuned.read(entry.nemo, *place.leading, rows=place.rows).double()
         weight += float(old.square().sum())
         change += float((new - old).square().sum())
     layer = where[0].layer if entry.per_layer else None

@@ -32,10 +32,15 @@ def grouped_linear(x: torch.Tensor, weight: torch.Tensor, tokens_per_expert: Seq
     Returns:
         (T, out).
     """
-    if len(x) and _has_kernel(weight):
+    return grouped_product(x, weight.transpose(1, 2), tokens_per_expert)
+
+
+def grouped_product(x: torch.Tensor, matrices: torch.Tensor, tokens_per_expert: Sequence[int]) -> torch.Tensor:
+    """(T, in) sorted by expert, times each expert's own of (E, in, out) → (T, out)."""
+    if len(x) and _has_kernel(matrices):
         ends = torch.tensor(tokens_per_expert).cumsum(0, dtype=torch.int32).to(x.device)
-        return _GROUPED_MM(x.contiguous(), weight.transpose(1, 2), offs=ends)
-    return torch.cat([part @ matrix.T for part, matrix in zip(x.split(list(tokens_per_expert)), weight, strict=True)])
+        return _GROUPED_MM(x.contiguous(), matrices, offs=ends)
+    return torch.cat([part @ matrix for part, matrix in zip(x.split(list(tokens_per_expert)), matrices, strict=True)])
 
 
 def _has_kernel(weight: torch.Tensor) -> bool:

@@ -8,6 +8,7 @@ norm before the experts as `pre_mlp_layernorm.weight`. Megatron's local spec wou
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +25,10 @@ from megatron.core.transformer.moe.experts import TEGroupedMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from nemo.collections.llm.gpt.model.base import transformer_engine_layer_spec
 
 from modeling.expert_linear import GroupedLinear
+from modeling.packed_experts import PackedGroupedLinear
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -43,15 +46,30 @@ class RMSNorm(torch.nn.RMSNorm):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
+PACKED = MLPSubmodules(linear_fc1=PackedGroupedLinear, linear_fc2=PackedGroupedLinear)
+
+
+@dataclass(frozen=True)
 class _Modules(LocalSpecProvider):
+    experts: MLPSubmodules
+
     def grouped_mlp_modules(
         self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool
     ) -> tuple[type, MLPSubmodules]:
-        return TEGroupedMLP, MLPSubmodules(linear_fc1=GroupedLinear, linear_fc2=GroupedLinear)
+        return TEGroupedMLP, self.experts
+
+
+def packed_engine_spec(config: Any) -> ModuleSpec:
+    """NeMo's layer of Transformer Engine modules, with experts that stay MXFP4."""
+    spec: Any = transformer_engine_layer_spec(config)
+    spec.submodules.mlp.submodules.experts.submodules = PACKED
+    return spec
 
 
 def local_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage, and the norm after the last, out of torch and megatron-core modules only."""
+    plain = MLPSubmodules(linear_fc1=GroupedLinear, linear_fc2=GroupedLinear)
+    experts = PACKED if getattr(config, "packed_experts", False) else plain
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
@@ -70,7 +88,7 @@ def local_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> 
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]
             pre_mlp_layernorm=RMSNorm,
-            mlp=get_moe_module_spec_for_backend(_Modules(), num_experts=config.num_moe_experts),
+            mlp=get_moe_module_spec_for_backend(_Modules(experts), num_experts=config.num_moe_experts),
             mlp_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]
             sharded_state_dict_keys_map={"input_layernorm.": "self_attention.linear_qkv.layer_norm_"},
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from common.errors import ConfigurationError
 from modeling import attention
 from modeling.gradients import correct_gradients
 from modeling.hf_config import GptOssConfig, megatron_arguments
-from modeling.layer_spec import local_block_spec
+from modeling.layer_spec import local_block_spec, packed_engine_spec
 from modeling.precision import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -31,8 +32,17 @@ _WITHOUT_GPU: dict[str, Any] = {
 }
 
 
+@dataclass
 class CorrectedGptOssConfig(GPTOSSConfig):
-    """NeMo's configuration, whose models sum gradients rightly at every layout (`modeling.gradients`)."""
+    """NeMo's configuration, whose models sum gradients rightly at every layout (`modeling.gradients`).
+
+    Attributes:
+        packed_experts: experts stay MXFP4 in memory (`modeling.packed_experts`), for a checkpoint that has them so.
+        decoded_expert_bytes: memory that decoded ones may take at a time.
+    """
+
+    packed_experts: bool = False
+    decoded_expert_bytes: int = 2**29
 
     def configure_model(self, *args: Any, **kwargs: Any) -> Any:
         """Build this rank's part of the model, before DDP wraps it."""
@@ -40,6 +50,8 @@ class CorrectedGptOssConfig(GPTOSSConfig):
         # (_set_attention_backend): neither the shell nor an earlier model of this process.
         for name in ATTENTION_SWITCHES:
             os.environ.pop(name, None)
+        if self.packed_experts and self.transformer_layer_spec is not local_block_spec:
+            self.transformer_layer_spec = packed_engine_spec
         return correct_gradients(super().configure_model(*args, **kwargs))
 
 

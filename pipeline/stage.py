@@ -19,7 +19,7 @@ from common import artifacts
 from common.errors import LaunchError
 from common.fields import from_tree, to_tree
 from pipeline.run_folder import RunFolder
-from recipes.schema.recipe import Recipe
+from recipes.schema.recipe import Model, Recipe
 
 FORMAT = 1
 
@@ -70,6 +70,11 @@ def _training(run: RunFolder) -> dict[str, Any]:
     return {"seed": run.recipe.seed, "model": run.tree["model"], "data": batches}
 
 
+def _named(model: Model) -> dict[str, Any]:
+    """What the recipe says of the base's experts, if it says anything: a base that is there already serves "auto"."""
+    return {} if model.experts == "auto" else {"experts": model.experts}
+
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         "model",
@@ -91,7 +96,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "import",
         output=lambda run: run.base,
-        settings=lambda run: {"hf": run.recipe.model.hf},
+        settings=lambda run: {"hf": run.recipe.model.hf} | _named(run.recipe.model),
         after=("model",),
     ),
     Stage(

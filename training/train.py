@@ -27,6 +27,7 @@ from common.console import rank  # noqa: E402
 from common.errors import CheckpointError, ConfigurationError  # noqa: E402
 from converters.extra_states import check_states  # noqa: E402
 from converters.nemo_folder import TOKENIZER, WEIGHTS, config_of  # noqa: E402
+from converters.nemo_reader import NemoReader  # noqa: E402
 from converters.storage.checked_folder import ensure_safe  # noqa: E402
 from data_prep.nemo_dataset import NEMO_DATASET_KWARGS, packed_sequence_arguments  # noqa: E402
 from modeling import attention  # noqa: E402
@@ -118,6 +119,7 @@ class Training:
 
     def _model_config(self) -> Any:
         overrides = dict(self.recipe.model.config.arguments)
+        overrides["packed_experts"] = self._packed_experts()
         machine, data = attention.this_machine(), self.recipe.data
         if machine.capability is not None:
             backend = attention.attention_backend(
@@ -127,6 +129,16 @@ class Training:
         elif data.packed:
             raise ConfigurationError("the CPU backend trains on no packed sequences: set data.packed=false.")
         return nemo_config(self.config, seq_length=self.recipe.data.seq_length, dtype=self.dtype, **overrides)
+
+    def _packed_experts(self) -> bool:
+        """Whether the checkpoint to start from keeps its experts MXFP4, which LoRA alone can train on."""
+        packed = NemoReader(self.start).packed
+        if packed and self.recipe.peft is None:
+            raise ConfigurationError(
+                f"{self.start} keeps its experts MXFP4, which cannot be trained in full: set model.experts=bf16 and "
+                "model.nemo to another folder, or import the base again with --experts bf16."
+            )
+        return packed
 
     def _data(self, tokenizer: AutoTokenizer) -> FineTuningDataModule:
         data = self.recipe.data

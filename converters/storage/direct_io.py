@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.storage.buffers import LARGE, empty_bytes
+from common.buffers import LARGE, empty_bytes
 
 # Positions, lengths and addresses of direct requests must be multiples of the file system's block; this is one.
 _PAGE = max(4096, mmap.PAGESIZE)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from converters.storage.buffers import empty_bytes
+from common.buffers import empty_bytes
 from converters.storage.direct_io import DirectFile
 
 

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 import torch
 
-from converters.storage.buffers import empty_bytes
+from common.buffers import empty_bytes
 
 _TILE = 64
 

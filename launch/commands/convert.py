@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,14 @@ from common.errors import ConfigurationError
 from common.progress import bars
 from common.values import bytes_of
 
+
+class Experts(StrEnum):
+    """How an import stores the experts."""
+
+    bf16 = "bf16"
+    mxfp4 = "mxfp4"
+
+
 app = typer.Typer(help="Move gpt-oss checkpoints between Hugging Face and NeMo, without a GPU.", no_args_is_help=True)
 
 
@@ -19,6 +28,9 @@ app = typer.Typer(help="Move gpt-oss checkpoints between Hugging Face and NeMo, 
 def import_(
     hf: Annotated[str, typer.Argument(help="Hub id, or folder: config.json, tokenizer, *.safetensors.")],
     nemo: Annotated[Path, typer.Argument(help="NeMo checkpoint to write.")],
+    experts: Annotated[
+        Experts, typer.Option(help="mxfp4 keeps them as they are, a third of the size: for LoRA with this package.")
+    ] = Experts.bf16,
 ) -> None:
     """Hugging Face (MXFP4 or plain) → NeMo.
 
@@ -28,7 +40,7 @@ def import_(
 
     started = time.perf_counter()
     with bars("bytes") as progress:
-        import_checkpoint(hf, nemo, progress)
+        import_checkpoint(hf, nemo, progress, experts=experts.value)
     _wrote(nemo, started)
 
 

@@ -49,6 +49,9 @@ class Model:
     """Where its NeMo checkpoint lies or will be written; relative names are inside the run folder."""
     precision: Precision = "bf16"
     """Of parameters in training; the optimizer's settings and the memory that `plan` counts follow from it."""
+    experts: Literal["auto", "bf16", "mxfp4"] = "auto"
+    """How the base keeps its experts: mxfp4 takes a third of the memory and cannot be trained in full; auto is mxfp4
+    where the recipe trains adapters and the model is published so."""
     config: Deferred = field(default_factory=lambda: Deferred("nemo.collections.llm.GPTOSSConfig"))
     """Fields of NeMo's model configuration that differ from what config.json says (recompute, fusions)."""
     toy: ToyModel | None = None
@@ -118,11 +121,20 @@ class Recipe:
     seed: int = 1234
 
     def __post_init__(self) -> None:
+        if self.model.experts == "mxfp4" and not self.may_pack:
+            raise ConfigurationError(
+                "model.experts=mxfp4 is for LoRA: training in full changes the experts, set model.experts=bf16."
+            )
         bf16 = self.optimizer.get("bf16", self.model.precision == "bf16")
         if bf16 != (self.model.precision == "bf16"):
             raise ConfigurationError(
                 f"optim.config.bf16={bf16} contradicts model.precision={self.model.precision}: set the precision alone."
             )
+
+    @property
+    def may_pack(self) -> bool:
+        """Whether the experts may stay MXFP4: no training changes them."""
+        return self.peft is not None and self.pretraining is None
 
     @property
     def optimizer(self) -> dict[str, Any]:

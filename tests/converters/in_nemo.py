@@ -1,11 +1,13 @@
 """What real NeMo makes of our checkpoints; run by torchrun: `in_nemo.py TASK FOLDER TP,EP,PP …`.
 
-FOLDER holds `nemo` (our import), adapters in `adapter-*`, and `tokens.pt`; results go into it from rank 0.
+FOLDER holds `nemo` and `packed` (our imports), adapters in `adapter-*`, and `tokens.pt`; results go into it from
+rank 0.
 """
 
 from __future__ import annotations
 
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ def save(result: object, file: Path) -> None:
 
 
 def logits(folder: Path, layout: Layout) -> None:
-    """Logits of the import, and of the import with each adapter, by the PEFT transform of the adapter's context."""
+    """Logits of both imports, and of them with each adapter, by the PEFT transform of the adapter's context."""
     from megatron.core import parallel_state
     from nemo.lightning import io
 
@@ -31,13 +33,14 @@ def logits(folder: Path, layout: Layout) -> None:
     config = GptOssConfig.from_file(folder / "nemo" / "context" / "hf_config.json")
     tokens = torch.load(folder / "tokens.pt")
     found = {}
-    for adapter in (None, *sorted(folder.glob("adapter-*"))):
-        model = inference.build_model(config, seq_length=64, dtype=torch.float32)
-        inference.load_weights(model, folder / "nemo")
+    for base, adapter in product(("nemo", "packed"), (None, *sorted(folder.glob("adapter-*")))):
+        settings = {"packed_experts": base == "packed", "decoded_expert_bytes": 40_000}  # two experts at a time, or one
+        model = inference.build_model(config, seq_length=64, dtype=torch.float32, **settings)
+        inference.load_weights(model, folder / base)
         if adapter:
             peft: Any = io.load_context(adapter / "context", "model.model_transform")
             inference.load_adapter(model, peft, adapter)
-        found[adapter.name if adapter else "nemo"] = inference.logits(model, tokens)
+        found[base, adapter.name if adapter else "base"] = inference.logits(model, tokens)
     save(found, folder / f"logits-{layout.tensor}-{layout.expert}-{layout.pipeline}.pt")
     parallel_state.destroy_model_parallel()
 
@@ -51,12 +54,16 @@ def for_the_cpu(model: Any, dtype: torch.dtype) -> Any:
 
 
 def resume(folder: Path, layout: Layout) -> None:
-    """Logits of the model of `io.load_context`, restored by `nl.AutoResume(nl.RestoreConfig)` through a trainer."""
+    """Logits of the models of `io.load_context`, restored by `nl.AutoResume(nl.RestoreConfig)` through a trainer."""
+    save([_resumed(folder, base, layout) for base in ("nemo", "packed")], folder / "resumed.pt")
+
+
+def _resumed(folder: Path, base: str, layout: Layout) -> tuple[list[int], torch.Tensor]:
     from lightning.pytorch.trainer.states import TrainerFn
     from nemo import lightning as nl
     from nemo.lightning import io
 
-    model = for_the_cpu(io.load_context(folder / "nemo" / "context", "model"), torch.float32)
+    model = for_the_cpu(io.load_context(folder / base / "context", "model"), torch.float32)
     strategy = nl.MegatronStrategy(
         tensor_model_parallel_size=layout.tensor,
         expert_model_parallel_size=layout.expert,
@@ -69,7 +76,7 @@ def resume(folder: Path, layout: Layout) -> None:
     )
     world = layout.tensor * layout.pipeline * layout.expert
     trainer = nl.Trainer(devices=world, accelerator="cpu", strategy=strategy, logger=False, enable_checkpointing=False)
-    resume = nl.AutoResume(restore_config=nl.RestoreConfig(path=str(folder / "nemo"), load_optim_state=False))
+    resume = nl.AutoResume(restore_config=nl.RestoreConfig(path=str(folder / base), load_optim_state=False))
     resume.setup(trainer, model)
     strategy.connect(model)
     strategy.setup_environment()
@@ -80,7 +87,7 @@ def resume(folder: Path, layout: Layout) -> None:
     (chunk,) = strategy.megatron_parallel
     module: Any = chunk.module
     found = inference.logits(module.eval(), torch.load(folder / "tokens.pt"))
-    save((model.tokenizer.text_to_ids("t3 t4"), found), folder / "resumed.pt")
+    return model.tokenizer.text_to_ids("t3 t4"), found
 
 
 def merge(folder: Path, layout: Layout) -> None:

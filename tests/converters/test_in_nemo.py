@@ -47,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("in_nemo")
     hf = write_model(folder / "hf", SIZES | {"num_hidden_layers": 4, "num_local_experts": 6})
     nemo = import_checkpoint(hf, folder / "nemo")
+    import_checkpoint(hf, folder / "packed", experts="mxfp4")
     write_adapter(folder / "adapter-everything", nemo, router=True)
     write_adapter(folder / "adapter-some-layers", nemo, expert_layers=[1, 2])
     write_adapter(folder / "adapter-attention", nemo, expert_layers=[])
@@ -58,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(folder: Path) -> dict[str, torch.Tensor]:
     """transformers' logits of the source, and of the export with each adapter merged in fp32."""
     tokens = torch.load(folder / "tokens.pt")
-    found = {"nemo": transformers_logits(folder / "hf", tokens)}
+    found = {"base": transformers_logits(folder / "hf", tokens)}
     for adapter in folder.glob("adapter-*"):
         out = export_checkpoint(folder / "nemo", folder / f"with-{adapter.name}", adapter=adapter, weights="fp32")
         found[adapter.name] = transformers_logits(out, tokens)
@@ -74,13 +75,14 @@ def test_nemo_computes_what_transformers_computes(
     layouts: list[Sizes], folder: Path, expected: dict[str, torch.Tensor]
 ) -> None:
     in_nemo("logits", folder, *layouts)
-    assert expected["nemo"].std() > 0.5, "logits without spread would prove nothing"
+    assert expected["base"].std() > 0.5, "logits without spread would prove nothing"
     for sizes in layouts:
-        found: dict[str, torch.Tensor] = torch.load(folder / f"logits-{'-'.join(map(str, sizes))}.pt")
-        assert found.keys() == expected.keys()
+        found: dict[tuple[str, str], torch.Tensor] = torch.load(folder / f"logits-{'-'.join(map(str, sizes))}.pt")
+        assert len(found) == 2 * len(expected)
         for name in expected:
-            assert (found[name] - expected[name]).abs().max() <= 1e-4, (sizes, name)
-            assert name == "nemo" or (expected[name] - expected["nemo"]).abs().max() > 0.1, name
+            assert (found["nemo", name] - expected[name]).abs().max() <= 1e-4, (sizes, name)
+            assert torch.equal(found["packed", name], found["nemo", name]), (sizes, name)
+            assert name == "base" or (expected[name] - expected["base"]).abs().max() > 0.1, name
 
 
 @pytest.mark.parametrize("tensor", [1, 2])
@@ -88,9 +90,10 @@ def test_nemo_restores_the_import_by_its_own_context(
     tensor: int, folder: Path, expected: dict[str, torch.Tensor]
 ) -> None:
     in_nemo("resume", folder, (tensor, 1, 1))
-    ids, logits = torch.load(folder / "resumed.pt")
+    (ids, logits), (_, packed) = torch.load(folder / "resumed.pt")
     assert ids == [3, 4]
-    assert (logits - expected["nemo"]).abs().max() <= 1e-4
+    assert (logits - expected["base"]).abs().max() <= 1e-4
+    assert torch.equal(packed, logits)
 
 
 def test_merging_attention_equals_nemos_own(folder: Path) -> None:

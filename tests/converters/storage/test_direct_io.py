@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from common.buffers import LARGE, empty_bytes
 from converters.storage import direct_io
-from converters.storage.buffers import LARGE, empty_bytes
 from converters.storage.direct_io import DirectFile, WriteStream
 from converters.storage.torch_archives import TorchArchives
 

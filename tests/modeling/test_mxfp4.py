@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import CheckpointError
-from converters.mxfp4 import VALUES, dequantize, quantize, requantize
-from converters.storage.transposition import transpose
+from modeling.mxfp4 import VALUES, dequantize, quantize, requantize
 
 # E2M1 spelled out once more, by hand: the module's own table is what is under test
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
@@ -136,12 +135,3 @@ def test_blocks_and_scales_must_belong_together() -> None:
 def test_values_are_e2m1() -> None:
     assert VALUES.tolist() == [*E2M1, *(-v for v in E2M1)]
     assert np.signbit(VALUES).tolist() == [False] * 8 + [True] * 8
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("shape", [(4, 4), (64, 96), (68, 132), (6, 8), (8, 6), (1, 1), (200, 4)], ids=str)
-def test_transpose_moves_every_bit(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    bits = torch.randint(-(2**15), 2**15, shape, dtype=torch.int16 if dtype == torch.bfloat16 else torch.int32)
-    found = transpose(bits.view(dtype))
-    assert found.is_contiguous()
-    assert torch.equal(found.view(bits.dtype), bits.T)

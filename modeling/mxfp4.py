@@ -15,11 +15,12 @@ from functools import cache
 import numba
 import numpy as np
 
+from common.buffers import empty_bytes
 from common.errors import CheckpointError
-from converters.storage.buffers import empty_bytes
 
 BLOCK = 32
 NAN_SCALE = 255
+NAN_MESSAGE = "an MXFP4 scale is NaN (255): the checkpoint is damaged, fetch it again."
 # bit 3 is the sign, bits 2..1 the exponent, bit 0 the mantissa
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
 
@@ -39,12 +40,12 @@ def dequantize(blocks: np.ndarray, scales: np.ndarray, order: np.ndarray | None 
     if blocks.shape[:-1] != scales.shape or blocks.shape[-1] != BLOCK // 2:
         raise CheckpointError(f"MXFP4 blocks {blocks.shape} and scales {scales.shape} do not belong together.")
     if scales.size and scales.max() == NAN_SCALE:
-        raise CheckpointError("an MXFP4 scale is NaN (255): the checkpoint is damaged, fetch it again.")
+        raise CheckpointError(NAN_MESSAGE)
     width = scales.shape[-1]
     rows = np.ascontiguousarray(scales).reshape(-1, width)
     order, shape = _ordered(order, len(rows), scales.shape[:-1])
     out = empty_bytes(len(order) * width * BLOCK * 2).view(np.uint32).reshape(-1, width, BLOCK // 2)
-    _dequantize(np.ascontiguousarray(blocks).reshape(-1, width, BLOCK // 2), rows, order, _pairs(), out)
+    _dequantize(np.ascontiguousarray(blocks).reshape(-1, width, BLOCK // 2), rows, order, value_pairs(), out)
     return out.view(np.uint16).reshape(*shape, width * BLOCK)
 
 
@@ -62,7 +63,7 @@ def requantize(values: np.ndarray, scales: np.ndarray, order: np.ndarray | None 
     rows = np.ascontiguousarray(values).reshape(-1, width, BLOCK)
     order, _ = _ordered(order, len(rows), ())
     blocks = empty_bytes(scales.size * BLOCK // 2).reshape(-1, width, BLOCK // 2)
-    exact = _requantize(rows, np.ascontiguousarray(scales).reshape(-1, width), order, _pairs(), blocks)
+    exact = _requantize(rows, np.ascontiguousarray(scales).reshape(-1, width), order, value_pairs(), blocks)
     return blocks.reshape(*scales.shape, BLOCK // 2) if exact else None
 
 
@@ -90,7 +91,7 @@ def quantize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def _pairs() -> np.ndarray:
+def value_pairs() -> np.ndarray:
     """uint32 (255, 256): the two bf16 values of every byte at every scale, the low nibble's in the low half."""
     with np.errstate(over="ignore"):
         exact = np.ldexp(VALUES.astype(np.float64), np.arange(NAN_SCALE)[:, None] - 127).astype(np.float32)

@@ -1,0 +1,74 @@
+"""Read a NeMo checkpoint of a model, at whatever layout it was saved, one part at a time."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.errors import CheckpointError
+from converters.mapping import BLOCKS, SCALES, TABLE, Entry, Place
+from converters.nemo_folder import WEIGHTS
+from converters.storage.nemo_weights import WeightsReader
+from modeling.hf_config import GptOssConfig
+from modeling.mxfp4 import dequantize
+
+
+class NemoReader:
+    """Lazy view of a checkpoint's tensors; expert matrices that are packed as MXFP4 are decoded when they are read.
+
+    Raises:
+        CheckpointError: the folder is no NeMo checkpoint, or damaged.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.weights = WeightsReader(checkpoint / WEIGHTS)
+
+    @cached_property
+    def packed(self) -> bool:
+        """Whether the experts are stored as MXFP4 blocks and scales, by the keys."""
+        return any(entry.nemo + BLOCKS in self.weights.tensors for entry in TABLE if entry.is_expert_matrix)
+
+    def check(self, config: GptOssConfig, source: Path) -> None:
+        """Compare keys and shapes with those of a model.
+
+        Args:
+            source: the file that `config` was read from, for the message.
+        Raises:
+            CheckpointError: a tensor is missing, of another shape, or unknown.
+        """
+        expected = {key: shape for entry in TABLE for key, shape in entry.stored(config, packed=self.packed).items()}
+        for key, shape in expected.items():
+            if self.weights.shape(key) != shape:
+                raise CheckpointError(f"{key} has shape {self.weights.shape(key)}, {source} says {shape}.")
+        unknown = [key for key in self.weights.tensors if key not in expected and "_extra_state" not in key]
+        if unknown:
+            raise CheckpointError(f"{self.weights.folder} holds tensors that gpt-oss has not, such as {unknown[0]}.")
+
+    def dtype(self, entry: Entry) -> torch.dtype:
+        """Dtype of a tensor; MXFP4 decodes to bf16."""
+        return torch.bfloat16 if self._is_packed(entry) else self.weights.dtype(entry.nemo)
+
+    def read(self, entry: Entry, place: Place) -> torch.Tensor:
+        """A part of a tensor.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        if not self._is_packed(entry):
+            return self.weights.read(entry.nemo, *place.leading, rows=place.rows)
+        try:
+            bits = dequantize(*self.mxfp4_of(entry, place))
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.weights.folder}: {entry.nemo}{list(place.leading)}: {error}") from None
+        return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+
+    def mxfp4_of(self, entry: Entry, place: Place) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 blocks (out, in/32, 16) and scales (out, in/32) of one packed expert, rows in Megatron's order."""
+        blocks, scales = (self.weights.read(entry.nemo + end, *place.leading).numpy() for end in (BLOCKS, SCALES))
+        return blocks, scales
+
+    def _is_packed(self, entry: Entry) -> bool:
+        return self.packed and entry.is_expert_matrix
