@@ -24,6 +24,7 @@ EP2 = (
     "trainer.devices=2",
     "trainer.strategy.expert_model_parallel_size=2",
 )
+PP2 = (*EP2[:-1], "trainer.strategy.pipeline_model_parallel_size=2")
 # A rate at which the model gets worse after a few steps.
 EARLY = ("trainer.max_steps=40", "trainer.val_check_interval=2", "patience=2", "optim.config.lr=0.2")
 JOBS = (
@@ -34,6 +35,10 @@ JOBS = (
     Job("whole-ep2", EP2, ranks=2),
     Job("broken-ep2", EP2, ranks=2, stop=("kill", 11)),
     Job("broken-ep2", EP2, ranks=2),
+    Job("packed", SETTINGS, packed=True, stop=("kill", 12)),
+    Job("packed", SETTINGS, packed=True),
+    Job("packed-ep2", EP2, ranks=2, packed=True),
+    Job("packed-pp2", PP2, ranks=2, packed=True),
     Job("early", EARLY),
     Job("early", EARLY),
     Job("chat", ("trainer.max_steps=2",), source="chats.jsonl", after=("evaluate", "export")),

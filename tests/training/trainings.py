@@ -24,6 +24,7 @@ RECIPE = REPOSITORY / "recipes" / "gpt_oss_tiny_lora.py"
 SHARED = ("model", "data", "base", "stages")
 SMALL = (
     "pretraining=null",
+    "model.experts=bf16",
     "model.toy.num_hidden_layers=2",
     "model.toy.num_attention_heads=10",  # of no width are there two: see tests.shapes
     "data.seq_length=160",
@@ -43,6 +44,7 @@ class Job:
     Attributes:
         stop: after this step's callbacks were called, how the run is interrupted: as a cluster does (SIGTERM), or dead.
         source: data that this run prepares for itself.
+        packed: whether this run's experts stay MXFP4, in a base that it imports for itself.
         after: stages that run after fine-tuning.
     """
 
@@ -51,6 +53,7 @@ class Job:
     ranks: int = 1
     stop: tuple[Literal["term", "kill"], int] | None = None
     source: str = ""
+    packed: bool = False
     after: tuple[str, ...] = ()
 
 
@@ -96,12 +99,14 @@ def run_listed(listed: Path) -> None:
 
     statuses = []
     for number, job in enumerate(plan["jobs"]):
-        run = _run(folder / job["name"], job["source"] or plan["source"], job["overrides"])
+        experts = ["model.experts=mxfp4"] if job["packed"] else []
+        run = _run(folder / job["name"], job["source"] or plan["source"], [*job["overrides"], *experts])
         for part in SHARED:
             if not (run.path / part).exists():
                 shutil.copytree(shared.path / part, run.path / part)
-        if job["source"]:
-            assert _forked([partial(_stage, run, "prepare")], folder / f"{number}.out") == 0
+        own = ["prepare"] if job["source"] else []
+        for stage in [*own, "import"] if job["packed"] else own:
+            assert _forked([partial(_stage, run, stage)], folder / f"{number}.out") == 0
         # a run that is started again is one that ended, if it did, before that was recorded
         (run.path / "stages" / "finetune.json").unlink(missing_ok=True)
         with socket.socket() as listener:
