@@ -16,11 +16,10 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have `make test`'s two workers take whole folders, or whole users of the rehearsal: each is run once."""
-    for item in items:
-        shared = "rehearsal" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("rehearsal" if shared else item.path.parent.name))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Have `make test`'s two workers take whole folders, or all users of the rehearsal: what they share is run once."""
+    shared = "rehearsal" in getattr(item, "fixturenames", ())
+    item.add_marker(pytest.mark.xdist_group("rehearsal" if shared else item.path.parent.name))
 
 
 @dataclass(frozen=True)
