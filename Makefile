@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 FOR    ?= 3.12
 BIN    := $(VENV)/bin
-TWO    := -n 2 --dist loadgroup  # processes, each of whole folders: see tests/conftest.py
+TWO    := -n 2  # processes, each of whole folders: see tests/conftest.py
 
 .PHONY: install demo test test-fast gpu-path-env test-gpu-path lint types bundle clean
 

@@ -16,10 +16,16 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Have `make test`'s two workers take whole folders, or all users of the rehearsal: what they share is run once."""
-    shared = "rehearsal" in getattr(item, "fixturenames", ())
-    item.add_marker(pytest.mark.xdist_group("rehearsal" if shared else item.path.parent.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have the two processes of `make test` take whole folders: what a folder's tests share is run once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Folders(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid.partition("::")[0].rpartition("/")[0]
+
+    return Folders(config, log)
 
 
 @dataclass(frozen=True)
