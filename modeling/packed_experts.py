@@ -47,7 +47,8 @@ class PackedGroupedLinear(nn.Module):
             )
         self.skip_bias_add = skip_bias_add
         self.decoded_bytes = config.decoded_expert_bytes
-        device = None if config.use_cpu_initialization else torch.cuda.current_device()
+        given = config.use_cpu_initialization or config.init_model_with_meta_device  # by torch's default device
+        device = None if given else torch.cuda.current_device()
         shape = (num_gemms, output_size, input_size // BLOCK)
         self.register_buffer("weight_blocks", torch.zeros(*shape, BLOCK // 2, dtype=torch.uint8, device=device))
         self.register_buffer("weight_scales", torch.zeros(shape, dtype=torch.uint8, device=device))

@@ -1,7 +1,11 @@
-"""The 20b and the 120b at full size on the meta device: parameters, and the keys that their checkpoints must have."""
+"""The 20b and the 120b at full size on the meta device: parameters, and the keys that their checkpoints must have.
+
+With bf16 experts, and with experts that stay MXFP4.
+"""
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ def run(folder: Path) -> dict[str, Any]:
 
     inference.initialize()
     found = {}
-    for name in ("gpt-oss-20b", "gpt-oss-120b"):
+    for name, packed in product(("gpt-oss-20b", "gpt-oss-120b"), (False, True)):
         config = find_config(name)
         built = nemo_config(
             config,
@@ -27,14 +31,16 @@ def run(folder: Path) -> dict[str, Any]:
             attention_backend=AttnBackend["fused"],
             init_model_with_meta_device=True,
             expert_tensor_parallel_size=1,
+            packed_experts=packed,
         )
         model = built.configure_model(tokenizer=None)
         tensors, states = asked_for(model)
-        written = {f"module.{entry.nemo}" for entry in TABLE}
-        found[name] = {
+        written = {f"module.{key}" for entry in TABLE for key in entry.stored(config, packed=packed)}
+        found[f"{name} mxfp4" if packed else name] = {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "bytes": sum(value.nbytes for value in (*model.parameters(), *model.buffers())),
             "tensors": [len(tensors), sorted(tensors ^ written)[:3]],
-            "states": [len(states), sorted(states - set(empty_states(config)))[:3]],
+            "states": [len(states), sorted(states - set(empty_states(config, packed=packed)))[:3]],
         }
     return found
 

@@ -48,6 +48,8 @@ GPU_JOBS = (
     Job("tensor", (*BF16, TWO, PARALLEL.format("tensor")), source="tickets.csv", ranks=2),
     Job("pipeline", (*BF16, TWO, PARALLEL.format("pipeline")), source="tickets.csv", ranks=2),
     Job("expert", (*BF16, TWO, PARALLEL.format("expert")), source="tickets.csv", ranks=2),
+    Job("mxfp4", BF16, source="tickets.csv", packed=True),
+    Job("mxfp4-expert", (*BF16, TWO, PARALLEL.format("expert")), source="tickets.csv", ranks=2, packed=True),
     Job("dense", (*BF16, "data.packed=false")),
     Job("context", (*BF16, "data.packed=false", TWO, "trainer.strategy.context_parallel_size=2"), ranks=2),
     Job("fp32", SETTINGS),
