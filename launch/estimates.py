@@ -8,7 +8,7 @@ from dataclasses import replace
 from common.values import parse_size
 from modeling.layouts import Layout, violations
 from pipeline.stage import Stage
-from planning.memory import BYTES, TrainingPlan, memory_of, parameters
+from planning.memory import BYTES, TrainingPlan, base_bytes, memory_of, parameters
 from planning.ranking import Cluster, advice, rank_layouts
 from recipes.schema.recipe import Recipe, plan_of
 
@@ -49,12 +49,12 @@ def disk_of(recipe: Recipe, todo: Sequence[Stage]) -> int:
     plan = plan_of(recipe)
     if recipe.model.toy or plan is None:
         return ROOM
-    weights = parameters(replace(plan, lora=None), Layout()).held
+    weights = parameters(replace(plan, lora=None, packed_experts=False), Layout()).held
     names = {stage.name for stage in todo}
     held = BYTES[recipe.model.precision]
     total = ROOM
     if "import" in names:
-        total += weights * held
+        total += base_bytes(plan)
     if "finetune" in names:
         total += ROOM if recipe.peft else 3 * weights * (held + OPTIMIZER_BYTES)
     if "export" in names:

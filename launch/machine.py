@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 
 from common.errors import ConfigurationError
 from modeling.attention import Machine, attention_backend
-from modeling.layouts import Layout
-from modeling.precision import BYTES
-from planning.memory import parameters
+from planning.memory import base_bytes
 from recipes.schema.recipe import Recipe, plan_of
 
 REHEARSAL = "recipes/gpt_oss_tiny_lora.py"
@@ -50,7 +47,7 @@ def obstacles_here(recipe: Recipe, machine: Machine) -> Iterator[str]:
 def _without_gpu(recipe: Recipe) -> Iterator[str]:
     """A CPU trains what is small and not packed."""
     plan = plan_of(recipe)
-    weights = BYTES[recipe.model.precision] * parameters(replace(plan, lora=None), Layout()).held if plan else 0
+    weights = base_bytes(plan) if plan else 0
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     elsewhere = f"choose another --executor, make data and base here with --until import, or rehearse with {REHEARSAL}."
     if weights > memory:

@@ -42,6 +42,12 @@ class GptOssConfig:
     swiglu_limit: float
     raw: dict[str, Any]
 
+    @property
+    def has_mxfp4(self) -> bool:
+        """Whether the experts are published as MXFP4, by config.json."""
+        quantization = self.raw.get("quantization_config")
+        return isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4"
+
     @classmethod
     def from_file(cls, path: Path) -> GptOssConfig:
         """Read `config.json`, or the one in the folder `path`.

@@ -5,7 +5,7 @@ Weights, gradients and optimizer state are counted exactly; activations are what
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from common.errors import ConfigurationError
@@ -23,6 +23,8 @@ FIXED_RESERVE = 2 * GIB
 GAPS = 0.05
 # Bytes a logit at the loss: its own value, the fp32 copy that becomes the softmax, and that one's gradient.
 LOGITS = {"bf16": 2 + 4, "fp32": 4}
+# Bytes a value of experts that stay MXFP4: 4 bits, and 8 for every 32.
+MXFP4 = 17 / 32
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class TrainingPlan:
     Attributes:
         lora: None for training of all parameters.
         recompute: "none", or "full": each layer keeps its input only and runs again in the backward pass.
+        packed_experts: whether the base's experts stay MXFP4 (`modeling.packed_experts`).
+        decoded_bytes: memory that their decoded values may take at a time.
         fused: True for Transformer Engine's modules; False for those of `modeling.layer_spec`, whose attention keeps
             every score.
     """
@@ -42,6 +46,8 @@ class TrainingPlan:
     recompute: Literal["none", "full"] = "none"
     precision: Precision = "bf16"
     distributed_optimizer: bool = True
+    packed_experts: bool = False
+    decoded_bytes: int = 2**29
     fused: bool = True
 
     def __post_init__(self) -> None:
@@ -53,16 +59,24 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameters that one rank holds, and those of them that it trains; experts apart, since they shard differently."""
+    """Parameters that one rank holds, and those of them that it trains; experts apart, since they shard differently.
+
+    `packed` are the weights of experts that stay MXFP4, which Megatron holds as bytes and counts for no parameters.
+    """
 
     dense: int = 0
     experts: int = 0
+    packed: int = 0
     trained_dense: int = 0
     trained_experts: int = 0
 
     @property
     def held(self) -> int:
         return self.dense + self.experts
+
+    def size(self, precision: Precision) -> int:
+        """Bytes of all of them."""
+        return self.held * BYTES[precision] + int(self.packed * MXFP4)
 
     @property
     def trained(self) -> int:
@@ -115,9 +129,14 @@ def parameters(plan: TrainingPlan, layout: Layout, stage: int = 0) -> Parameters
     return total
 
 
-def _base(plan: TrainingPlan, dense: int, experts: int = 0) -> Parameters:
+def _base(plan: TrainingPlan, dense: int, experts: int = 0, packed: int = 0) -> Parameters:
     full = plan.lora is None
-    return Parameters(dense, experts, dense if full else 0, experts if full else 0)
+    return Parameters(dense, experts, packed, dense if full else 0, experts if full else 0)
+
+
+def base_bytes(plan: TrainingPlan) -> int:
+    """Bytes of the whole base model's weights."""
+    return parameters(replace(plan, lora=None), Layout()).size(plan.precision)
 
 
 def _layer(plan: TrainingPlan, layout: Layout, layer: int) -> Parameters:
@@ -126,7 +145,9 @@ def _layer(plan: TrainingPlan, layout: Layout, layer: int) -> Parameters:
     router = config.num_experts * (h + 1)
     dense = 2 * h + (q * h + q + config.num_heads + h * a) // tp + h + router
     local = config.num_experts // layout.expert
-    total = _base(plan, dense, local * (2 * f * h + 2 * f + h * f + h))
+    matrices, biases = local * 3 * f * h, local * (2 * f + h)
+    packed = matrices if plan.packed_experts else 0
+    total = _base(plan, dense, matrices - packed + biases, packed)
     if plan.lora is None:
         return total
     sizes = {"linear_qkv": (h, q), "linear_proj": (a, h), EXPERTS[0]: (h, 2 * f), EXPERTS[1]: (f, h)}
@@ -209,7 +230,7 @@ def activations(plan: TrainingPlan, layout: Layout, world: int, stage: int = 0) 
     microbatches = max(1, plan.batch.total // (plan.batch.micro * layout.data_parallel(world)))
     kept *= min(layout.pipeline - stage, microbatches)
     # The peak is at the loss, or in the backward pass of one layer, which exchanges tokens again.
-    backward = 3 * routed * config.ffn_size * b
+    backward = 3 * routed * config.ffn_size * b + decoded_experts(plan, layout)
     backward += max(layers) if plan.recompute == "full" else 0
     if stage < layout.pipeline - 1:
         return kept + backward
@@ -219,6 +240,15 @@ def activations(plan: TrainingPlan, layout: Layout, world: int, stage: int = 0) 
     if plan.lora is None and not plan.fused:
         final += vocabulary * config.hidden_size * b  # the output layer's gradient, before it is accumulated
     return kept + max(backward, final - dispatch_buffers(plan, layout))
+
+
+def decoded_experts(plan: TrainingPlan, layout: Layout) -> int:
+    """Bytes of packed experts that are decoded at a time: groups of whole experts within the bound, at least one."""
+    if not plan.packed_experts:
+        return 0
+    b = 2 if plan.precision == "bf16" else 2 + BYTES[plan.precision]  # decoded to bf16, then converted
+    each = 2 * plan.config.ffn_size * plan.config.hidden_size * b  # of linear_fc1, the larger matrix
+    return min(plan.config.num_experts // layout.expert, max(1, plan.decoded_bytes // each)) * each
 
 
 def dispatch_buffers(plan: TrainingPlan, layout: Layout) -> int:
@@ -239,7 +269,7 @@ def memory_of(plan: TrainingPlan, layout: Layout, world: int, gpu_memory: int) -
 def _stage(plan: TrainingPlan, layout: Layout, world: int, gpu_memory: int, stage: int) -> Memory:
     held = parameters(plan, layout, stage)
     return Memory(
-        weights=held.held * BYTES[plan.precision],
+        weights=held.size(plan.precision),
         gradients=held.trained * 4,  # nemo 2.7.3 MegatronMixedPrecision: grad_reduce_in_fp32
         optimizer=optimizer_bytes(plan, layout, world, held),
         activations=activations(plan, layout, world, stage),

@@ -149,6 +149,8 @@ def _changes(plan: TrainingPlan) -> list[tuple[str, Callable[[TrainingPlan], Tra
         return lambda p: replace(p, batch=replace(p.batch, **fields))
 
     changes: list[tuple[str, Callable[[TrainingPlan], TrainingPlan]]] = []
+    if plan.lora and plan.config.has_mxfp4 and not plan.packed_experts:
+        changes.append(("set model.experts=mxfp4", lambda p: replace(p, packed_experts=True)))
     if plan.batch.micro > 1:
         changes.append(("set data.micro_batch_size=1", batch(micro=1)))
     if plan.recompute == "none":

@@ -56,7 +56,8 @@ def plan_layouts(
     if model.endswith(".py"):
         training, wide, deep = _of_recipe(Path(model), overrides or [])
     else:
-        training = TrainingPlan(find_config(model), Batch(2048, packed=True), LoraTargets(16, ATTENTION + EXPERTS))
+        config, adapters = find_config(model), LoraTargets(16, ATTENTION + EXPERTS)
+        training = TrainingPlan(config, Batch(2048, packed=True), adapters, packed_experts=config.has_mxfp4)
         wide, deep = 1, 8
     batch, lora = training.batch, training.lora
     sizes = {"seq_length": seq_length, "micro": micro_batch, "total": global_batch}
@@ -67,7 +68,8 @@ def plan_layouts(
     if lora and expert_lora is not None:
         lora = replace(lora, modules=ATTENTION + EXPERTS if expert_lora else ATTENTION)
     again = training.recompute if recompute is None else "full" if recompute else "none"
-    training = replace(training, batch=batch, lora=lora, recompute=again)
+    packed_experts = training.packed_experts and lora is not None
+    training = replace(training, batch=batch, lora=lora, recompute=again, packed_experts=packed_experts)
     show(training, Cluster(nodes or wide, gpus_per_node or deep, parse_size(gpu_memory)), rows)
 
 

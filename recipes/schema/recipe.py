@@ -197,7 +197,15 @@ def plan_of(recipe: Recipe) -> TrainingPlan | None:
         "full" if recipe.model.config.arguments.get("recompute_granularity") == "full" else "none",
         precision,
         recipe.optimizer.get("use_distributed_optimizer", precision == "bf16"),
+        packs_experts(recipe, config.has_mxfp4),
+        int(recipe.model.config.arguments.get("decoded_expert_bytes", TrainingPlan.decoded_bytes)),
     )
+
+
+def packs_experts(recipe: Recipe, published: bool) -> bool:
+    """Whether the recipe's base keeps its experts MXFP4; `published` says whether the model has them so."""
+    auto = recipe.model.experts == "auto" and recipe.may_pack and published
+    return recipe.model.experts == "mxfp4" or auto
 
 
 def recipe_from(tree: Any, source: str) -> Recipe:

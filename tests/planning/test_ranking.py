@@ -79,7 +79,7 @@ def test_ranking_puts_what_fits_first_and_names_the_largest_part() -> None:
 @pytest.mark.parametrize(
     ("plan", "cluster", "says"),
     [
-        (training("120b"), Cluster(1, 2, H100), ["use 2 nodes instead of 1"]),
+        (training("120b"), Cluster(1, 2, H100), ["set model.experts=mxfp4", "use 2 nodes instead of 1"]),
         (training("120b", None), Cluster(1, 8, H100), ["train with LoRA instead of all parameters"]),
         (training("20b", batch=Batch(16384, 1, 16)), Cluster(1, 1, H100), ["recompute activations in full"]),
     ],
