@@ -143,8 +143,7 @@ def _gradient_difference(
 def _loss(model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     device, length = _device(), tokens.shape[1]
     positions = torch.arange(length, device=device).expand(len(tokens), -1)
-    mask = torch.ones(1, 1, length, length, dtype=torch.bool).triu(1) if inference.ON_CPU else None
-    return model(tokens.to(device), positions, mask, labels=labels.to(device)).float().mean()
+    return model(tokens.to(device), positions, None, labels=labels.to(device)).float().mean()
 
 
 def _gradients(model: torch.nn.Module) -> Iterator[tuple[tuple[str, int, int | None], torch.Tensor]]:

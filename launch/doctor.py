@@ -18,7 +18,7 @@ from common.repository import REPOSITORY
 from evaluation.jobs import KernelReport
 from launch.estimates import refusal_of
 from launch.machine import obstacles_anywhere, obstacles_here
-from modeling.attention import Machine, attention_backend
+from modeling.attention import Machine, attention_backend, in_words
 from modeling.precision import Precision
 from pipeline.loading import load, presets_of
 from planning.memory import memory_of
@@ -71,7 +71,7 @@ def device(machine: Machine) -> Iterator[Line]:
     for name, precision, packed in kinds:
         try:
             backend = attention_backend(machine, packed=packed, precision=precision)
-            yield Line(f"attention, {name}", f"{backend}, with sinks")
+            yield Line(f"attention, {name}", f"{in_words(backend)}, with sinks")
         except ConfigurationError as error:
             yield Line(f"attention, {name}", str(error), good=False)
 
@@ -106,7 +106,7 @@ def _uses(recipe: Recipe, machine: Machine) -> str:
     )
     packed = ", packed" if recipe.data.packed else ""
     training = f"{recipe.processes} GPUs, {recipe.layout}, {recipe.model.precision}{packed}"
-    return f"{training}, attention {backend}, {memory:.0f} GB a GPU"
+    return f"{training}, {in_words(backend)}, {memory:.0f} GB a GPU"
 
 
 def kernels(report: KernelReport, precision: Precision) -> Iterator[Line]:

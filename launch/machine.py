@@ -55,5 +55,3 @@ def _without_gpu(recipe: Recipe) -> Iterator[str]:
             f"this machine has no GPU, and the model's {weights / 1e9:.0f} GB do not fit its {memory / 1e9:.0f} GB: "
             + elsewhere
         )
-    elif recipe.data.packed:
-        yield f"this machine has no GPU, and packed sequences need one: set data.packed=false, {elsewhere}"

@@ -73,6 +73,9 @@ def this_machine() -> Machine:
 def attention_backend(machine: Machine, *, packed: bool, precision: str = "bf16", context: int = 1) -> str:
     """The name in Megatron's `AttnBackend` of the fastest backend that computes gpt-oss attention rightly.
 
+    "fused" and "unfused" are Transformer Engine's; "local" is torch's (`modeling.sink_attention`), which takes what
+    they do not.
+
     Args:
         packed: whether several tickets share a sequence.
         precision: of the model, "bf16" or "fp32".
@@ -95,7 +98,7 @@ def attention_backend(machine: Machine, *, packed: bool, precision: str = "bf16"
         )
     fused = _has_fused(engine, machine, precision)
     if packed:
-        _refuse_packing(engine, machine, precision)
+        return "fused" if _has_packed(engine, machine, precision) else "local"
     if context > 1 and not fused:
         raise ConfigurationError(
             f"context parallelism with attention sinks needs bf16, Transformer Engine {SINKS}, cuDNN {FUSED} and "
@@ -105,6 +108,11 @@ def attention_backend(machine: Machine, *, packed: bool, precision: str = "bf16"
     if engine is None:
         return "local"
     return "fused" if fused else "unfused"
+
+
+def in_words(backend: str) -> str:
+    """A backend as people know it."""
+    return "attention by torch" if backend == "local" else f"Transformer Engine's {backend} attention"
 
 
 def _has_fused(engine: Version | None, machine: Machine, precision: str) -> bool:
@@ -119,24 +127,12 @@ def _has_fused(engine: Version | None, machine: Machine, precision: str) -> bool
     )
 
 
-def _refuse_packing(engine: Version | None, machine: Machine, precision: str) -> None:
-    if precision != "bf16":
-        raise ConfigurationError(
-            f"packed sequences with attention sinks need bf16, this trains in {precision}: set data.packed=false, or "
-            "model.precision=bf16."
-        )
+def _has_packed(engine: Version | None, machine: Machine, precision: str) -> bool:
+    """Whether cuDNN's kernel takes packed sequences."""
+    newer = engine is not None and engine >= PACKED and machine.cudnn is not None and machine.cudnn >= PACKED_FUSED
     capability = machine.capability
-    enough = engine is not None and machine.cudnn is not None and engine >= PACKED and machine.cudnn >= PACKED_FUSED
-    if not enough or capability is None:
-        raise ConfigurationError(
-            f"packed sequences with attention sinks need Transformer Engine {PACKED} and cuDNN {PACKED_FUSED}; "
-            f"this has {machine}: set data.packed=false, or use the image of containers/."
-        )
-    if capability < HOPPER or capability == SMALL_BLACKWELL:
-        raise ConfigurationError(
-            f"packed sequences with attention sinks need a GPU of compute capability {_dotted(HOPPER)} (H100) or of "
-            f"10.0 (B200), this one has {_dotted(capability)}: set data.packed=false."
-        )
+    large = capability is not None and capability >= HOPPER and capability != SMALL_BLACKWELL
+    return newer and large and precision == "bf16"
 
 
 def _dotted(capability: tuple[int, int]) -> str:

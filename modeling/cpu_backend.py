@@ -6,8 +6,9 @@ redirects, with the upstream symbol that forces each (nemo_toolkit 2.7.3, megatr
 1. `torch.cuda` functions that megatron-core and NeMo call unconditionally (streams, events, RNG, memory, device);
 2. `device="cuda"` literals, `.cuda()` and pinned memory, through a TorchFunctionMode;
 3. megatron-core's checks for CUDA tensors and its CUDA random states;
-4. NeMo's assertions on CUDA, its Transformer Engine types, and a collective that only rank 0 enters;
-5. torch.compile, which megatron-core's `jit_fuser` applies: off, since on the CPU it wants a C++ compiler and 20 s.
+4. NeMo's assertions on CUDA, and a collective that only rank 0 enters;
+5. names of Transformer Engine that are read where it is missing, on a GPU as well;
+6. torch.compile, which megatron-core's `jit_fuser` applies: off, since on the CPU it wants a C++ compiler and 20 s.
 
 Sizes, the gloo backend and `modeling.layer_spec` are the only other differences to a GPU run.
 """
@@ -37,6 +38,7 @@ def activate() -> bool:
         _load_megatron()
         _redirect_megatron()
         _redirect_nemo()
+        stand_in_for_engine()
         mode = CudaLiteralsMode()
         mode.__enter__()
         _active.append(mode)
@@ -172,16 +174,11 @@ def _redirect_megatron() -> None:
     import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem_async
     import megatron.core.parallel_state as parallel_state
     import megatron.core.tensor_parallel.random as random
-    import megatron.core.transformer.moe.moe_utils as moe_utils
     import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
 
     # random.py:42-90: the tracker forks states of a CUDA generator
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
-
-    # moe_utils.py:958 reads a name that is imported with Transformer Engine only (NameError)
-    if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None
 
     # token_dispatcher.py records the copy on a CUDA side stream
     token_dispatcher.maybe_move_tensor_to_cpu = lambda tensor, as_numpy=False, record_stream=False: (
@@ -206,19 +203,31 @@ def _redirect_megatron() -> None:
 
 
 def _redirect_nemo() -> None:
-    import nemo.collections.llm.peft.lora as lora
-    import nemo.collections.llm.peft.utils as peft_utils
     import nemo.lightning.io.pl as io
     import nemo.lightning.pytorch.callbacks.progress_printer as progress_printer
 
     # io/pl.py:488 asserts torch.cuda.is_initialized()
     io._fix_tensors_device = lambda checkpoint: checkpoint
 
+    # progress_printer.py:153 all-gathers Megatron's timers on rank 0 alone; every later collective is then off by one
+    progress_printer.ProgressPrinter.log_megatron_timers = lambda self, timers: None
+
+
+# ---- 5. Transformer Engine ----------------------------------------------------------------------------------------
+
+
+def stand_in_for_engine() -> None:
+    """Define what Megatron-core and NeMo read of Transformer Engine where it is missing, without CUDA or with it."""
+    import megatron.core.transformer.moe.moe_utils as moe_utils
+    import nemo.collections.llm.peft.lora as lora
+    import nemo.collections.llm.peft.utils as peft_utils
+
+    # moe_utils.py:958 reads a name that is imported with Transformer Engine only (NameError)
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None
+
     # peft/lora.py:703 compares with te.Linear whether or not Transformer Engine is there; peft/utils.py:68 keeps mock
     # classes of megatron-core's extension, on which isinstance fails
     if not lora.HAVE_TE:
         lora.te = SimpleNamespace(Linear=type("NoTransformerEngineLinear", (), {}))
         peft_utils.HAVE_TE, peft_utils.TECL, peft_utils.TERL = False, (), ()
-
-    # progress_printer.py:153 all-gathers Megatron's timers on rank 0 alone; every later collective is then off by one
-    progress_printer.ProgressPrinter.log_megatron_timers = lambda self, timers: None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
-from modeling import attention, cpu_backend
+from modeling import cpu_backend
 
 ON_CPU = cpu_backend.activate()  # before NeMo and Megatron-core load: they look for CUDA then
 
@@ -32,6 +32,7 @@ from modeling.hf_config import GptOssConfig  # noqa: E402
 from modeling.layouts import Layout  # noqa: E402
 from modeling.model_config import nemo_config  # noqa: E402
 
+cpu_backend.stand_in_for_engine()
 SINGLE = Layout()
 # torch's CheckpointException, which a missing key ends in, is a BaseException and no Exception.
 LOADING_ERRORS = (CheckpointException, dist_checkpointing.core.CheckpointingException, FileNotFoundError, KeyError)
@@ -135,16 +136,9 @@ def logits(model: torch.nn.Module, tokens: torch.Tensor, positions: torch.Tensor
     device = torch.device("cpu") if ON_CPU else torch.device("cuda", torch.cuda.current_device())
     padded = padded.to(device)
     position_ids = torch.arange(padded.shape[1], device=device).expand(batch, -1)
-    # Megatron's local attention wants the mask spelled out; Transformer Engine makes the causal one itself.
-    spelled_out = attention.this_machine().capability is None
-    mask = (
-        torch.ones(1, 1, padded.shape[1], padded.shape[1], dtype=torch.bool, device=device).triu(1)
-        if spelled_out
-        else None
-    )
 
     def step(_: Any, chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
-        return chunk(padded, position_ids, mask), lambda output, non_loss_data: output
+        return chunk(padded, position_ids, None), lambda output, non_loss_data: output
 
     with _output_at(model, positions if multiple == 1 else None):
         collected = get_forward_backward_func()(

@@ -17,8 +17,7 @@ from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec_for_backend
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.dot_product_attention import DotProductAttention
-from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.enums import AttnBackend, AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import TEGroupedMLP
@@ -29,6 +28,7 @@ from nemo.collections.llm.gpt.model.base import transformer_engine_layer_spec
 
 from modeling.expert_linear import GroupedLinear
 from modeling.packed_experts import PackedGroupedLinear
+from modeling.sink_attention import SinkAttention
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -59,11 +59,17 @@ class _Modules(LocalSpecProvider):
         return TEGroupedMLP, self.experts
 
 
-def packed_engine_spec(config: Any) -> ModuleSpec:
-    """NeMo's layer of Transformer Engine modules, with experts that stay MXFP4."""
-    spec: Any = transformer_engine_layer_spec(config)
-    spec.submodules.mlp.submodules.experts.submodules = PACKED
-    return spec
+def engine_block_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """NeMo's layers of Transformer Engine modules, but for experts that stay MXFP4, and attention that it has not."""
+    from megatron.core.extensions.transformer_engine import TENorm
+
+    layer: Any = transformer_engine_layer_spec(config)
+    if config.packed_experts:
+        layer.submodules.mlp.submodules.experts.submodules = PACKED
+    if config.attention_backend == AttnBackend.local:
+        layer.submodules.self_attention.submodules.core_attention = SinkAttention
+    layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=TENorm)  # pyright: ignore[reportArgumentType]
 
 
 def local_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
@@ -75,7 +81,7 @@ def local_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> 
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(  # pyright: ignore[reportArgumentType]
             linear_qkv=ColumnParallelLinear,
-            core_attention=DotProductAttention,
+            core_attention=SinkAttention,
             linear_proj=RowParallelLinear,
             q_layernorm=IdentityOp,
             k_layernorm=IdentityOp,

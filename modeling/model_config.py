@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 from megatron.core.fusions.fused_bias_geglu import quick_gelu
+from megatron.core.transformer.enums import AttnBackend
 from nemo.collections.llm import GPTOSSConfig
 
 from common.errors import ConfigurationError
 from modeling import attention
 from modeling.gradients import correct_gradients
 from modeling.hf_config import GptOssConfig, megatron_arguments
-from modeling.layer_spec import local_block_spec, packed_engine_spec
+from modeling.layer_spec import engine_block_spec, local_block_spec
 from modeling.precision import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ATTENTION_SWITCHES = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
-# Kernels and code paths that need a GPU; the mathematics is the same without them.
-_WITHOUT_GPU: dict[str, Any] = {
+# Kernels and code paths of Transformer Engine and apex; the mathematics is the same without them.
+_WITHOUT_ENGINE: dict[str, Any] = {
     "transformer_layer_spec": local_block_spec,
-    "use_cpu_initialization": True,
     "moe_grouped_gemm": False,
     "moe_permute_fusion": False,
     "masked_softmax_fusion": False,
@@ -30,6 +30,7 @@ _WITHOUT_GPU: dict[str, Any] = {
     "apply_rope_fusion": False,
     "cross_entropy_loss_fusion": False,
 }
+_WITHOUT_GPU: dict[str, Any] = {**_WITHOUT_ENGINE, "use_cpu_initialization": True}
 
 
 @dataclass
@@ -50,8 +51,9 @@ class CorrectedGptOssConfig(GPTOSSConfig):
         # (_set_attention_backend): neither the shell nor an earlier model of this process.
         for name in ATTENTION_SWITCHES:
             os.environ.pop(name, None)
-        if self.packed_experts and self.transformer_layer_spec is not local_block_spec:
-            self.transformer_layer_spec = packed_engine_spec
+        of_torch = self.packed_experts or self.attention_backend == AttnBackend.local
+        if of_torch and self.transformer_layer_spec is not local_block_spec:
+            self.transformer_layer_spec = engine_block_spec  # pyright: ignore[reportAttributeAccessIssue]
         return correct_gradients(super().configure_model(*args, **kwargs))
 
 
@@ -83,6 +85,9 @@ def nemo_config(
     if overrides.get("apply_rope_fusion"):
         # megatron-core 0.15.3, apply_rotary_pos_emb: the fused kernel takes no factor on cos and sin
         raise ConfigurationError("apply_rope_fusion=true drops YaRN's factor of 1.35, which gpt-oss has: leave it out.")
-    if attention.this_machine().capability is None:
+    machine = attention.this_machine()
+    if machine.capability is None:
         arguments |= _WITHOUT_GPU
+    elif machine.engine is None:
+        arguments |= _WITHOUT_ENGINE
     return CorrectedGptOssConfig(**(arguments | overrides))

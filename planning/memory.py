@@ -36,8 +36,7 @@ class TrainingPlan:
         recompute: "none", or "full": each layer keeps its input only and runs again in the backward pass.
         packed_experts: whether the base's experts stay MXFP4 (`modeling.packed_experts`).
         decoded_bytes: memory that their decoded values may take at a time.
-        fused: True for Transformer Engine's modules; False for those of `modeling.layer_spec`, whose attention keeps
-            every score.
+        fused: True for Transformer Engine's modules; False for those of `modeling.layer_spec`.
     """
 
     config: GptOssConfig
@@ -198,15 +197,14 @@ def layer_activations(plan: TrainingPlan, layout: Layout, layer: int) -> int:
     # Inputs of linear layers that are trained or carry adapters; an adapter sees the whole sequence.
     kept += share * h if lora is None else tokens * (h + rank) * ("linear_qkv" in modules)
     kept += share * h if lora is None or lora.router else 0
-    # The fused projection, of which v is a part, and rotated q and k; or q, k and v, each for every head.
-    kept += tokens * (config.qkv_size + config.attention_size + keys if plan.fused else 3 * config.attention_size) // tp
+    # The fused projection, of which v is a part, and rotated q and k.
+    kept += tokens * (config.qkv_size + config.attention_size + keys) // tp
     kept += tokens * (config.attention_size // tp + rank * ("linear_proj" in modules))  # attention's output
     kept += routed * (h + rank * (lora is not None)) * (EXPERTS[0] in experts)
     kept += routed * (f + rank * (lora is not None)) * (EXPERTS[1] in experts)
     kept += routed * 6 * f  # fc1's two halves, the gate clamped, its activation, the other factor, the product
-    # Softmax with the sink's column, or one log-sum-exp in fp32 for each token and head.
-    scores = plan.batch.seq_length // layout.context * b if not plan.fused else 4
-    return kept * b + tokens * config.num_heads // tp * scores + share * config.num_experts * (2 * b + 1)
+    normalizers = 4 * tokens * config.num_heads // tp  # the softmax's, fp32
+    return kept * b + normalizers + share * config.num_experts * (2 * b + 1)
 
 
 def _tokens(plan: TrainingPlan, layout: Layout) -> tuple[int, int, int]:
@@ -246,9 +244,10 @@ def decoded_experts(plan: TrainingPlan, layout: Layout) -> int:
     """Bytes of packed experts that are decoded at a time: groups of whole experts within the bound, at least one."""
     if not plan.packed_experts:
         return 0
-    b = 2 if plan.precision == "bf16" else 2 + BYTES[plan.precision]  # decoded to bf16, then converted
-    each = 2 * plan.config.ffn_size * plan.config.hidden_size * b  # of linear_fc1, the larger matrix
-    return min(plan.config.num_experts // layout.expert, max(1, plan.decoded_bytes // each)) * each
+    values = 2 * plan.config.ffn_size * plan.config.hidden_size  # of linear_fc1, the larger matrix
+    each = values * (2 if plan.precision == "bf16" else 2 + BYTES[plan.precision])  # decoded to bf16, then converted
+    group = min(plan.config.num_experts // layout.expert, max(1, plan.decoded_bytes // each))
+    return group * values * BYTES[plan.precision]
 
 
 def dispatch_buffers(plan: TrainingPlan, layout: Layout) -> int:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import nemo_run as run
 
 RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+RECOMPUTED = tuple(f"model.config.{name}={value}" for name, value in RECOMPUTE.items())
+"""The same as overrides, for presets."""
 
 
 def hub_model(name: str, *, recompute: bool = False) -> run.Config[Model]:

@@ -23,7 +23,7 @@ from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTo
 from nemo.collections.llm.gpt.data.fine_tuning import FineTuningDataModule  # noqa: E402
 from nemo.collections.llm.gpt.data.packed_sequence import PackedSequenceSpecs  # noqa: E402
 
-from common.console import rank  # noqa: E402
+from common.console import rank, say  # noqa: E402
 from common.errors import CheckpointError, ConfigurationError  # noqa: E402
 from converters.extra_states import check_states  # noqa: E402
 from converters.nemo_folder import TOKENIZER, WEIGHTS, config_of  # noqa: E402
@@ -121,13 +121,14 @@ class Training:
         overrides = dict(self.recipe.model.config.arguments)
         overrides["packed_experts"] = self._packed_experts()
         machine, data = attention.this_machine(), self.recipe.data
-        if machine.capability is not None:
-            backend = attention.attention_backend(
-                machine, packed=data.packed, precision=self.recipe.model.precision, context=self.recipe.layout.context
-            )
-            overrides.setdefault("attention_backend", AttnBackend[backend])
-        elif data.packed:
-            raise ConfigurationError("the CPU backend trains on no packed sequences: set data.packed=false.")
+        backend = attention.attention_backend(
+            machine, packed=data.packed, precision=self.recipe.model.precision, context=self.recipe.layout.context
+        )
+        backend = overrides.get("attention_backend", backend)
+        overrides["attention_backend"] = AttnBackend[backend]
+        if rank() == 0:
+            experts = "MXFP4" if overrides["packed_experts"] else "as they are trained"
+            say(f"{self.title}: {attention.in_words(backend)}, experts in memory {experts}")
         return nemo_config(self.config, seq_length=self.recipe.data.seq_length, dtype=self.dtype, **overrides)
 
     def _packed_experts(self) -> bool:

@@ -48,7 +48,7 @@ def case(capability: tuple[int, int], cudnn: int, precision: str, packed: bool, 
         ours = attention.attention_backend(machine, packed=packed, precision=precision, context=context)
     except ConfigurationError as error:
         ours = f"refused: {error}"
-    allowed = "fused" if ours.startswith("refused") else ours
+    allowed = "fused" if ours.startswith("refused") or ours == "local" else ours
     theirs = {choice(allowed, precision, packed, context, window) for window in WINDOWS}
     name = f"{capability} cuDNN {cudnn} {precision} {'packed' if packed else 'dense'} CP{context}"
     return {"name": name, "ours": ours, "theirs": sorted(theirs)}

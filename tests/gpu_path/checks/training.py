@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from data_prep.sample import sample_tickets
+from recipes.finetuning import RECOMPUTED
 from tests.training.trainings import Job, run_listed
 
 SECONDS = 500
@@ -38,7 +39,7 @@ BF16 = (
 )
 TWO = "trainer.devices=2"
 PARALLEL = "trainer.strategy.{}_model_parallel_size=2"
-RECOMPUTED = tuple(f"model.config.recompute_{name}" for name in ("granularity=full", "method=uniform", "num_layers=1"))
+
 GPU_JOBS = (
     Job("lora", BF16, source="tickets.csv"),
     Job("broken", BF16, source="tickets.csv", stop=("kill", 3)),
