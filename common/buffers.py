@@ -14,7 +14,7 @@ import numpy as np
 LARGE = 2**20
 """Size in bytes from which on memory is pooled; NumPy and the C library serve smaller requests fast enough."""
 _BLOCK = 2**25  # fits every part of gpt-oss that is converted at once, so that all parts share blocks of one size
-_LARGEST = 2**27  # larger requests are rare: their memory goes back to the kernel
+_LARGEST = 2**29  # such as decoded experts in training; larger ones are rare: their memory goes back to the kernel
 _left: dict[int, list[mmap.mmap]] = {}
 
 

@@ -10,7 +10,10 @@ tensor of its own. (numba's own threads must not be entered from two Python thre
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 
 import numba
 import numpy as np
@@ -25,13 +28,14 @@ NAN_MESSAGE = "an MXFP4 scale is NaN (255): the checkpoint is damaged, fetch it 
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
 
 
-def dequantize(blocks: np.ndarray, scales: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
+def dequantize(blocks: np.ndarray, scales: np.ndarray, order: np.ndarray | None = None, threads: int = 1) -> np.ndarray:
     """Decode to bf16, exactly; only 4 and 6 at the scales 253 and 254, and 2 and 3 at 254, are infinite in bf16.
 
     Args:
         blocks: uint8 (…, K/32, 16).
         scales: uint8 (…, K/32).
         order: int64, which rows to decode: row i of the result is row order[i] of a matrix of two axes; all by default.
+        threads: that share the rows; the converters have threads of their own.
     Returns:
         uint16 (…, K), bf16 bit patterns.
     Raises:
@@ -45,7 +49,16 @@ def dequantize(blocks: np.ndarray, scales: np.ndarray, order: np.ndarray | None 
     rows = np.ascontiguousarray(scales).reshape(-1, width)
     order, shape = _ordered(order, len(rows), scales.shape[:-1])
     out = empty_bytes(len(order) * width * BLOCK * 2).view(np.uint32).reshape(-1, width, BLOCK // 2)
-    _dequantize(np.ascontiguousarray(blocks).reshape(-1, width, BLOCK // 2), rows, order, value_pairs(), out)
+    values, pairs = np.ascontiguousarray(blocks).reshape(-1, width, BLOCK // 2), value_pairs()
+    if threads == 1:
+        _dequantize(values, rows, order, pairs, out)
+    else:
+        ends = [len(order) * part // threads for part in range(threads + 1)]
+        parts = [
+            _pool(os.getpid()).submit(_dequantize, values, rows, order[a:b], pairs, out[a:b]) for a, b in pairwise(ends)
+        ]
+        for part in parts:
+            part.result()
     return out.view(np.uint16).reshape(*shape, width * BLOCK)
 
 
@@ -100,6 +113,12 @@ def value_pairs() -> np.ndarray:
     bits[np.isinf(exact)] &= 0xFF80
     byte = np.arange(256)
     return bits[:, byte & 15] | (bits[:, byte >> 4] << 16)
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Threads of this process: a forked one has none of its parent's."""
+    return ThreadPoolExecutor(thread_name_prefix="mxfp4")
 
 
 def _ordered(order: np.ndarray | None, rows: int, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[int, ...]]:

@@ -33,8 +33,8 @@ def decode(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def decode_by_numba(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """`decode` on the CPU."""
-    bits = dequantize(blocks.numpy(), scales.numpy())
+    """`decode` on the CPU, by as many threads as torch computes with."""
+    bits = dequantize(blocks.numpy(), scales.numpy(), threads=torch.get_num_threads())
     return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
 
 
