@@ -15,5 +15,6 @@ def test_adapters_learn_what_they_learn_on_the_local_spec(results: Results, layo
     found = results["layouts"][layout]
     assert found["adapters"] == [True, 24]
     assert found["keys"]
-    assert found["loss"] < 1e-6
-    assert found["gradients"] < 1e-5
+    # fp32 attention that rounds for itself on either side: see test_model.py
+    assert found["loss"] < 1e-5
+    assert found["gradients"] < 1e-4

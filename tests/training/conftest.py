@@ -27,6 +27,10 @@ EP2 = (
 PP2 = (*EP2[:-1], "trainer.strategy.pipeline_model_parallel_size=2")
 # A rate at which the model gets worse after a few steps.
 EARLY = ("trainer.max_steps=40", "trainer.val_check_interval=2", "patience=2", "optim.config.lr=0.2")
+# All tickets of a small file in every step: one after the other in a pack, or each in a row of its own.
+FEW = ("trainer.max_steps=4", "data.seq_length=4096")
+ROWS = (*FEW, "data.global_batch_size=21", "data.micro_batch_size=7")
+PACK = (*FEW, "data.global_batch_size=1", "data.micro_batch_size=1", "data.packed=true")
 JOBS = (
     Job("whole", SETTINGS),
     Job("broken", SETTINGS, stop=("kill", 12)),
@@ -39,6 +43,8 @@ JOBS = (
     Job("packed", SETTINGS, packed=True),
     Job("packed-ep2", EP2, ranks=2, packed=True),
     Job("packed-pp2", PP2, ranks=2, packed=True),
+    Job("few-in-rows", ROWS, source="few.csv"),
+    Job("few-in-a-pack", PACK, source="few.csv"),
     Job("early", EARLY),
     Job("early", EARLY),
     Job("chat", ("trainer.max_steps=2",), source="chats.jsonl", after=("evaluate", "export")),
@@ -50,10 +56,11 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Done]]
     """What became of `JOBS`, by the run's name, in the order of its starts."""
     folder = tmp_path_factory.mktemp("trainings")
     rows = sample_tickets()[:80]
-    with (folder / "tickets.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
+    for name, count in (("tickets.csv", 80), ("few.csv", 24)):
+        with (folder / name).open("w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows[:count])
     with (folder / "chats.jsonl").open("w") as file:
         for number, row in enumerate(rows):
             turns = ["Hello", "How can I help you?", row["subject"] or f"My number is {number}", f"Ask {row['queue']}."]

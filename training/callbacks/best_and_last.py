@@ -26,9 +26,10 @@ class BestAndLast(ModelCheckpoint):
             trainer.val_check_batch = 1
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Save the last where the interval says so and no validation follows."""
-        interval = self._every_n_train_steps
-        if interval and trainer.global_step % interval == 0 and not validation_follows(trainer):
+        """Save the last where the interval says so, and at the end, if no validation follows."""
+        interval, step = self._every_n_train_steps, trainer.global_step
+        due = step == trainer.max_steps or (interval and step % interval == 0)
+        if due and not validation_follows(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
