@@ -96,7 +96,7 @@ def show(training: TrainingPlan, cluster: Cluster, rows: int = 10) -> None:
     """
     from rich.console import Console
 
-    from planning.ranking import rank_layouts
+    from planning.ranking import BETWEEN, COMPUTE, INSIDE, rank_layouts
 
     ranked = rank_layouts(training, cluster)
     if not ranked:
@@ -105,6 +105,8 @@ def show(training: TrainingPlan, cluster: Cluster, rows: int = 10) -> None:
     console = Console(width=None if Console().is_terminal else 150)
     console.print(_table(ranked[:rows]))
     print(f"{fitting} of {len(ranked)} legal layouts fit {cluster.world} × {cluster.gpu_memory / 1e9:g} GB.")
+    rates = f"{COMPUTE / 1e12:.0f} TFLOP/s, {INSIDE / 1e9:.0f} GB/s inside a node, {BETWEEN / 1e9:.0f} between"
+    print(f"Ranked by rates that no GPU has confirmed: {rates}.")
     if not fitting:
         raise LaunchError(refusal(training, cluster, ranked[0]))
     print("Best:", " ".join(ranked[0].layout.overrides()))
