@@ -16,6 +16,14 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 
 
+LONGEST = ("end_to_end", "slurm", "training", "gpu_path", "converters")
+"""Folders that take minutes: begun first, so that the two processes of `make test` end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: [*LONGEST, item.path.parent.name].index(item.path.parent.name))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Have the two processes of `make test` take whole folders: what a folder's tests share is run once."""
@@ -25,6 +33,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return nodeid.partition("::")[0].rpartition("/")[0]
 
+    config.option.loadscopereorder = False  # which would begin with the folders of the most tests
     return Folders(config, log)
 
 
