@@ -7,9 +7,12 @@ from collections.abc import Iterator
 
 from common.errors import ConfigurationError
 from modeling.attention import Machine, attention_backend
+from planning.flops import Work, training_flops
 from planning.memory import base_bytes
 from recipes.schema.recipe import Recipe, plan_of
 
+CPU_RATE = 1e12
+"""bf16 FLOP/s that a large server's CPUs reach in training, about: an H100 reaches 400 times as many."""
 REHEARSAL = "recipes/gpt_oss_tiny_lora.py"
 
 
@@ -45,13 +48,18 @@ def obstacles_here(recipe: Recipe, machine: Machine) -> Iterator[str]:
 
 
 def _without_gpu(recipe: Recipe) -> Iterator[str]:
-    """A CPU trains what is small and not packed."""
+    """A CPU trains what is small, or short."""
     plan = plan_of(recipe)
-    weights = base_bytes(plan) if plan else 0
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if plan is None:
+        return
+    weights, memory = base_bytes(plan), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    tokens = plan.batch.seq_length * plan.batch.total * recipe.max_steps
+    days = training_flops(plan.config, Work(tokens, 0, 0), plan.lora).total / CPU_RATE / 86_400
     elsewhere = f"choose another --executor, make data and base here with --until import, or rehearse with {REHEARSAL}."
     if weights > memory:
         yield (
             f"this machine has no GPU, and the model's {weights / 1e9:.0f} GB do not fit its {memory / 1e9:.0f} GB: "
             + elsewhere
         )
+    elif days > 1:
+        yield f"this machine has no GPU, and a CPU would train for {days:,.0f} days or so: {elsewhere}"
