@@ -161,7 +161,7 @@ class Source:
         if self._scales is None:
             return None
         if isinstance(self._scales, NemoReader):
-            return self._scales.mxfp4_of(entry, place)[1][entry.rows_in_hf(self.config)]
+            return self._scales.packed_part(entry, place, SCALES)[entry.rows_in_hf(self.config)]
         assert place.expert is not None
         return self._scales.slice(entry.hf[0].format(layer=place.layer) + SCALES)[place.expert].numpy()
 
@@ -230,9 +230,10 @@ class _Export:
     def _quantized(self, entry: Entry, place: Place, name: str) -> list[Slab]:
         expert = place.leading[1]
         if self.source.reader.packed and not (self.adapter and self.adapter.has_factors(entry, place)):
-            blocks, scales = (part[entry.rows_in_hf(self.config)] for part in self.source.reader.mxfp4_of(entry, place))
             self.quantization.add(name, expert, None)
-            return [Slab(name + BLOCKS, expert, blocks), Slab(name + SCALES, expert, scales)]
+            rows = entry.rows_in_hf(self.config)
+            parts = {end: self.source.reader.packed_part(entry, place, end)[rows] for end in (BLOCKS, SCALES)}
+            return [Slab(name + end, expert, part) for end, part in parts.items()]
         value, original = self._value(entry, place), self.source.scales(entry, place)
         blocks = _exact(value, original, entry.rows_in_hf(self.config)) if original is not None else None
         if blocks is not None and original is not None:

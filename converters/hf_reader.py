@@ -19,6 +19,7 @@ from converters.storage.stored_tensor import StoredTensor
 from converters.storage.transposition import transpose
 from modeling.hf_config import GptOssConfig
 from modeling.mxfp4 import BLOCK, NAN_MESSAGE, NAN_SCALE, dequantize
+from modeling.mxfp4_on_device import as_bf16
 
 
 class HfReader:
@@ -94,16 +95,16 @@ class HfReader:
         parts = [self._part(entry, name.format(layer=place.layer), place) for name in entry.hf]
         return entry.to_nemo(parts, self.config).contiguous()
 
-    def mxfp4_of(self, entry: Entry, place: Place) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 blocks (out, in/32, 16) and scales (out, in/32) of one expert, rows in Megatron's order.
+    def packed_part(self, entry: Entry, place: Place, end: str) -> np.ndarray:
+        """`blocks` or `scales` of one expert, by `BLOCKS` or `SCALES`, rows in Megatron's order.
 
         Raises:
             CheckpointError: a scale is NaN.
         """
-        rows, scales = entry.rows_in_nemo(self.config), self.scales(entry, place)
-        if scales.max() == NAN_SCALE:
+        part = self.blocks(entry, place) if end == BLOCKS else self.scales(entry, place)
+        if end == SCALES and part.max() == NAN_SCALE:
             raise CheckpointError(f"{self._named(entry, place)}: {NAN_MESSAGE}")
-        return self.blocks(entry, place)[rows], scales[rows]
+        return part[entry.rows_in_nemo(self.config)]
 
     def blocks(self, entry: Entry, place: Place) -> np.ndarray:
         """uint8 (out, in/32, 16), MXFP4 blocks of one expert, rows in Hugging Face's order."""
@@ -139,7 +140,7 @@ class HfReader:
             bits = dequantize(self.blocks(entry, place), self.scales(entry, place), entry.rows_in_nemo(self.config))
         except CheckpointError as error:
             raise CheckpointError(f"{self._named(entry, place)}: {error}") from None
-        return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+        return as_bf16(bits)
 
     def _named(self, entry: Entry, place: Place) -> str:
         return f"{self.folder}: {entry.hf[0].format(layer=place.layer)}, expert {place.expert}"

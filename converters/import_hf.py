@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from common import artifacts
@@ -146,14 +145,15 @@ def _pieces(reader: HfReader, entry: Entry, layer: int, *, packed: bool) -> list
 def _packed(reader: HfReader, entry: Entry, place: Place) -> list[Piece]:
     """Blocks and scales of one expert, each read when it is written."""
     pieces = []
-    for part, (key, shape) in enumerate(entry.stored(reader.config, packed=True).items()):
+    for key, shape in entry.stored(reader.config, packed=True).items():
+        end = key.removeprefix(entry.nemo)
         offset, size = (*place.leading, *(0 for _ in shape[2:])), (1, 1, *shape[2:])
-        pieces.append(Piece(PREFIX + key, shape, offset, size, torch.uint8, partial(_part, reader, entry, place, part)))
+        pieces.append(Piece(PREFIX + key, shape, offset, size, torch.uint8, partial(_part, reader, entry, place, end)))
     return pieces
 
 
-def _part(reader: HfReader, entry: Entry, place: Place, part: int) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(reader.mxfp4_of(entry, place)[part]))
+def _part(reader: HfReader, entry: Entry, place: Place, end: str) -> torch.Tensor:
+    return torch.from_numpy(reader.packed_part(entry, place, end))
 
 
 def _scales(reader: HfReader) -> list[Group]:

@@ -14,6 +14,7 @@ from converters.nemo_folder import WEIGHTS
 from converters.storage.nemo_weights import WeightsReader
 from modeling.hf_config import GptOssConfig
 from modeling.mxfp4 import dequantize
+from modeling.mxfp4_on_device import as_bf16
 
 
 class NemoReader:
@@ -60,15 +61,18 @@ class NemoReader:
         if not self._is_packed(entry):
             return self.weights.read(entry.nemo, *place.leading, rows=place.rows)
         try:
-            bits = dequantize(*self.mxfp4_of(entry, place))
+            bits = dequantize(self.packed_part(entry, place, BLOCKS), self.packed_part(entry, place, SCALES))
         except CheckpointError as error:
             raise CheckpointError(f"{self.weights.folder}: {entry.nemo}{list(place.leading)}: {error}") from None
-        return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+        return as_bf16(bits)
 
-    def mxfp4_of(self, entry: Entry, place: Place) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 blocks (out, in/32, 16) and scales (out, in/32) of one packed expert, rows in Megatron's order."""
-        blocks, scales = (self.weights.read(entry.nemo + end, *place.leading).numpy() for end in (BLOCKS, SCALES))
-        return blocks, scales
+    def packed_part(self, entry: Entry, place: Place, end: str) -> np.ndarray:
+        """uint8 blocks (out, in/32, 16) or scales (out, in/32) of one packed expert, rows in Megatron's order.
+
+        Args:
+            end: `BLOCKS` or `SCALES`.
+        """
+        return self.weights.read(entry.nemo + end, *place.leading).numpy()
 
     def _is_packed(self, entry: Entry) -> bool:
         return self.packed and entry.is_expert_matrix

@@ -86,12 +86,40 @@ def mark_expert_parameter(parameter: Any) -> None:
     belongs_to_this_rank(parameter)
 
 
-class GroupedLinear(nn.Module):
-    """A linear layer of each expert of this rank: weight (E_local, out, in), bias (E_local, out).
+class ExpertLinear(nn.Module):
+    """A linear layer of each expert of this rank; a subclass has the weights, and `bias` (E_local, out) or None.
 
     Called as Megatron calls Transformer Engine's: (T, in) sorted by expert and the experts' counts give (T, out), and
     the biases where `skip_bias_add` leaves them to the caller, who scales them by the router's probabilities.
     """
+
+    bias: nn.Parameter | None
+    skip_bias_add: bool
+
+    def product(self, x: torch.Tensor, tokens_per_expert: Sequence[int]) -> torch.Tensor:
+        """(T, in) → (T, out), without the biases."""
+        raise NotImplementedError
+
+    def forward(
+        self, x: torch.Tensor, tokens_per_expert: Sequence[int]
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None]:
+        output = self.product(x, tokens_per_expert)
+        if self.bias is None:
+            return output, None
+        if self.skip_bias_add:
+            return output, list(self.bias)
+        counts = torch.tensor(tokens_per_expert, device=output.device)
+        return output + self.bias.repeat_interleave(counts, dim=0, output_size=len(output)), None
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> ShardedStateDict:
+        """Weights and biases under their names, the experts by their global indices."""
+        return expert_shards(self, prefix, sharded_offsets)
+
+
+class GroupedLinear(ExpertLinear):
+    """With weights as they are: weight (E_local, out, in)."""
 
     def __init__(
         self,
@@ -121,27 +149,5 @@ class GroupedLinear(nn.Module):
         for parameter in self.parameters():
             mark_expert_parameter(parameter)
 
-    def forward(
-        self, x: torch.Tensor, tokens_per_expert: Sequence[int]
-    ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None]:
-        return with_bias(
-            grouped_linear(x, self.weight, tokens_per_expert), self.bias, tokens_per_expert, self.skip_bias_add
-        )
-
-    def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
-    ) -> ShardedStateDict:
-        """Weight and bias under their names, the experts by their global indices."""
-        return expert_shards(self, prefix, sharded_offsets)
-
-
-def with_bias(
-    output: torch.Tensor, bias: torch.Tensor | None, tokens_per_expert: Sequence[int], skip_bias_add: bool
-) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None]:
-    """The output (T, out) with each expert's bias added, or beside it where the caller adds it."""
-    if bias is None:
-        return output, None
-    if skip_bias_add:
-        return output, list(bias)
-    counts = torch.tensor(tokens_per_expert, device=output.device)
-    return output + bias.repeat_interleave(counts, dim=0, output_size=len(output)), None
+    def product(self, x: torch.Tensor, tokens_per_expert: Sequence[int]) -> torch.Tensor:
+        return grouped_linear(x, self.weight, tokens_per_expert)

@@ -35,6 +35,11 @@ def decode(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 def decode_by_numba(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """`decode` on the CPU, by as many threads as torch computes with."""
     bits = dequantize(blocks.numpy(), scales.numpy(), threads=torch.get_num_threads())
+    return as_bf16(bits)
+
+
+def as_bf16(bits: np.ndarray) -> torch.Tensor:
+    """bf16 bit patterns, uint16, as a tensor of the same memory."""
     return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
 
 

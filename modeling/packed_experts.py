@@ -10,17 +10,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from torch import nn
 
 from common.errors import ConfigurationError
-from modeling.expert_linear import expert_shards, grouped_linear, grouped_product, mark_expert_parameter, with_bias
+from modeling.expert_linear import ExpertLinear, grouped_linear, grouped_product, mark_expert_parameter
 from modeling.mxfp4 import BLOCK
 from modeling.mxfp4_on_device import decode
 
 
-class PackedGroupedLinear(nn.Module):
-    """`GroupedLinear` with frozen weights in MXFP4.
+class PackedGroupedLinear(ExpertLinear):
+    """With frozen weights in MXFP4.
 
     Buffers: `weight_blocks` uint8 (E_local, out, in/32, 16) and `weight_scales` uint8 (E_local, out, in/32); `bias` is
     a parameter (E_local, out). A checkpoint fills them; they start as zeros.
@@ -57,19 +56,9 @@ class PackedGroupedLinear(nn.Module):
         if self.bias is not None:
             mark_expert_parameter(self.bias)
 
-    def forward(
-        self, x: torch.Tensor, tokens_per_expert: Sequence[int]
-    ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None]:
-        """(T, in) sorted by expert, and the experts' counts → (T, out), and the biases if the caller adds them."""
+    def product(self, x: torch.Tensor, tokens_per_expert: Sequence[int]) -> torch.Tensor:
         counts = [int(count) for count in tokens_per_expert]
-        output = _PackedProduct.apply(x, self.weight_blocks, self.weight_scales, counts, self.decoded_bytes)
-        return with_bias(output, self.bias, counts, self.skip_bias_add)
-
-    def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
-    ) -> ShardedStateDict:
-        """Blocks, scales and bias under their names, the experts by their global indices."""
-        return expert_shards(self, prefix, sharded_offsets)
+        return _PackedProduct.apply(x, self.weight_blocks, self.weight_scales, counts, self.decoded_bytes)
 
 
 class _PackedProduct(torch.autograd.Function):

@@ -14,6 +14,7 @@ import torch
 from modeling import sink_attention as module
 from modeling.sink_attention import block_attention, flex_attention
 from tests.conftest import REPOSITORY, run_to_its_end
+from tests.memory_profile import highest_memory
 
 HEADS, GROUPS, WIDTH = 6, 2, 8
 SCALE = 0.3
@@ -118,16 +119,10 @@ def test_memory_grows_with_the_sequence_and_not_with_its_square() -> None:
 
     def peak(length: int) -> int:
         inputs = [x.float() for x in case(1, length)]
-        activity = torch.profiler.ProfilerActivity.CPU
-        with torch.profiler.profile(activities=[activity], profile_memory=True) as profile:
-            with_gradients(
-                lambda q, k, v, sinks: block_attention(q, k, v, sinks, [0, length], 100, SCALE), inputs, torch.float32
-            )
-        events: Any = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-        live = highest = 0
-        for _, size in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
-            live += size
-            highest = max(highest, live)
-        return highest
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+            return block_attention(q, k, v, sinks, [0, length], 100, SCALE)
+
+        return highest_memory(lambda: with_gradients(attend, inputs, torch.float32))
 
     assert peak(4096) < 4.2 * peak(1024)

@@ -16,6 +16,7 @@ from modeling.lora_targets import ATTENTION, EXPERTS, LoraTargets
 from modeling.model_config import nemo_config
 from modeling.mxfp4_on_device import decode
 from planning.memory import TrainingPlan, activations, base_bytes, dispatch_buffers, optimizer_bytes, parameters
+from tests.memory_profile import highest_memory
 from tests.shapes import PUBLISHED, lopsided
 
 CONFIGS = Path(__file__).parents[2] / "modeling" / "configs"
@@ -198,14 +199,7 @@ def measured_peak(plan: TrainingPlan) -> int:
         model(tokens, positions, mask, labels=tokens).mean().backward()
 
     step()  # gradients are allocated, kernels compiled
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    events: Any = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-    live = peak = 0
-    for _, size in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
-        live += size
-        peak = max(peak, live)
-    return peak
+    return highest_memory(step)
 
 
 ACTIVATIONS = {
