@@ -31,8 +31,8 @@ class ToyModel:
     num_experts_per_tok: int = 2
     hidden_size: int = 64
     intermediate_size: int = 96
-    head_dim: int = 16
-    num_attention_heads: int = 8
+    head_dim: int = 32
+    num_attention_heads: int = 4
     num_key_value_heads: int = 2
     sliding_window: int = 32
     vocab_size: int = 2048
@@ -75,12 +75,10 @@ class TicketData:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Full training of a random base on the training tickets, so that LoRA has a model to adapt."""
+    """Full training of a random base on the tickets under other queues' names, so that LoRA has a model to adapt."""
 
     max_steps: int = 200
     lr: float = 1e-3
-    micro_batch_size: int = 8
-    global_batch_size: int = 16
 
 
 @dataclass(frozen=True)
