@@ -1,7 +1,7 @@
 """A prepared folder under another company's names: what a rehearsal's random base learns before it is fine-tuned.
 
-Each queue has the name of the next one. A model trained so reads tickets, writes names of queues and routes every ticket
-wrong: what fine-tuning then adds is the routing alone.
+Each queue has the name of the next one. A model trained so reads tickets, writes names of queues and routes every
+ticket wrong: what fine-tuning then adds is the routing alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SPLITS = ("training", "validation")
 
 
 def write_renamed(prepared: Path, out: Path, tokenizer: Any, size: int) -> None:
-    """Write training and validation rows of `prepared` with the next queue's answer, packed where they are packed there.
+    """Write the training and validation rows with the next queue's answer, packed where `prepared` packs them.
 
     Rows that the other answer makes longer than `size` tokens are left out; conversations, which have no queues, stay.
 
@@ -42,10 +42,8 @@ def write_renamed(prepared: Path, out: Path, tokenizer: Any, size: int) -> None:
                     if row["label"] in following:
                         row["label"] = following[row["label"]]
                         row["output"] = routing.completions[row["label"]]
-                    if (
-                        sum(len(tokenizer.encode(row[n], add_special_tokens=False)) for n in ("input", "output"))
-                        <= size
-                    ):
+                    parts = (tokenizer.encode(row[name], add_special_tokens=False) for name in ("input", "output"))
+                    if sum(map(len, parts)) <= size:
                         renamed.write(json.dumps(row) + "\n")
         if Path(packed_sequence_arguments(prepared, size)["packed_train_data_path"]).is_file():
             write_all_packed(folder, tokenizer, size)
