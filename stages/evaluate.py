@@ -1,4 +1,4 @@
-"""The stage `evaluate`: the imported base and the tuned model on the test split, beside baselines without them.
+"""The stage `evaluate`: the model before fine-tuning and after it on the test split, beside baselines without them.
 
 Both models run in Megatron, at the layout of the training, and are read from the checkpoints themselves.
 """
@@ -13,13 +13,13 @@ from common import artifacts
 from common.console import rank, say
 from data_prep.prepared import load_prepared, load_routing
 from evaluation import megatron_model, report
+from evaluation.contributions import contributions, histories_of
 from evaluation.findings import Goal
 from evaluation.megatron_model import begin, load, tokenizer_of
 from evaluation.parity import kept_positions, save_logits
 from evaluation.predictions import Predictions
 from modeling import inference
 from pipeline.checkpoints import base_of, exported_parts, tuned_of
-from pipeline.history import read_history
 from pipeline.run_folder import RECIPE_FILE, RunFolder
 from pipeline.stage import Details
 
@@ -53,7 +53,8 @@ def evaluate_models(run: RunFolder) -> Details:
     about = report.About(
         inputs={"run": str(run.path), "data": str(run.data), "tuned": str(tuned_of(run))},
         configuration=(run.path / RECIPE_FILE).read_text(encoding="utf-8"),
-        histories={"fine-tuning": read_history(run.finetune)},
+        histories=histories_of(run),
+        notes=contributions(run),
     )
     with artifacts.new_folder(run.evaluation) as folder:
         findings = report.write_evaluation(folder, prepared, "test", tickets, models, about, Goal())
