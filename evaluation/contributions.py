@@ -22,8 +22,8 @@ def contributions(run: RunFolder) -> list[str]:
     steps = run.recipe.pretraining.max_steps, run.recipe.max_steps
     trained = "an adapter" if run.recipe.peft else "all weights"
     return [
-        f"The base is a random model, trained in full for {steps[0]} steps on the training tickets, each queue under the "
-        f"name of another (loss {losses[0]}): it reads tickets and writes names of queues, and routes wrong.",
+        f"The base is a random model, trained in full for {steps[0]} steps on the training tickets, each queue under "
+        f"the name of another (loss {losses[0]}): it reads tickets and writes names of queues, and routes wrong.",
         f"The tuned model is that base with {trained} trained for {steps[1]} steps on the same tickets under their own "
         f"names (loss {losses[1]}): the difference is fine-tuning's alone.",
     ]
