@@ -12,7 +12,7 @@ from common.errors import ConfigurationError
 from common.progress import bars
 from common.torchrun import run_job
 from data_prep.prepared import Prepared
-from evaluation.contributions import contributions, histories_of
+from evaluation.trainings import contributions, histories_of
 from evaluation.jobs import ScoreJob
 from evaluation.predictions import Predictions
 from evaluation.report import About

@@ -13,7 +13,7 @@ from common import artifacts
 from common.console import rank, say
 from data_prep.prepared import load_prepared, load_routing
 from evaluation import megatron_model, report
-from evaluation.contributions import contributions, histories_of
+from evaluation.trainings import contributions, histories_of
 from evaluation.findings import Goal
 from evaluation.megatron_model import begin, load, tokenizer_of
 from evaluation.parity import kept_positions, save_logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -70,7 +71,13 @@ class TicketData:
     """Several tickets in each sequence, none of which sees another; needs Transformer Engine (modeling.attention)."""
     micro_batch_size: int = 1
     global_batch_size: int = 16
+    epochs: float | None = None
+    """Passes over the training data, instead of `trainer.max_steps`."""
     seed: int = 1234
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise ConfigurationError(f"data.epochs is {self.epochs}: give a number above 0, such as 2.")
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ class Recipe:
 
     @property
     def max_steps(self) -> int:
-        """Optimizer steps of fine-tuning."""
+        """Optimizer steps of fine-tuning, unless `data.epochs` says otherwise (pipeline.epochs)."""
         return int(self.trainer.arguments["max_steps"])
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.history import last_loss, read_history
+from pipeline.history import last_loss, last_step, read_history
 from pipeline.run_folder import RunFolder
 
 
@@ -19,7 +19,7 @@ def contributions(run: RunFolder) -> list[str]:
     if run.recipe.pretraining is None:
         return []
     losses = [f"{last_loss(folder):.3f}" for folder in (run.pretrain, run.finetune)]
-    steps = run.recipe.pretraining.max_steps, run.recipe.max_steps
+    steps = run.recipe.pretraining.max_steps, last_step(run.finetune)
     trained = "an adapter" if run.recipe.peft else "all weights"
     return [
         f"The base is a random model, trained in full for {steps[0]} steps on the training tickets, each queue under "
