@@ -12,11 +12,11 @@ from common.errors import ConfigurationError
 from common.progress import bars
 from common.torchrun import run_job
 from data_prep.prepared import Prepared
-from evaluation.trainings import contributions, histories_of
 from evaluation.jobs import ScoreJob
 from evaluation.predictions import Predictions
 from evaluation.report import About
 from evaluation.scoring import load_scores
+from evaluation.trainings import contributions, histories_of
 from modeling.layouts import Layout, violations
 from pipeline.checkpoints import base_of, exported_parts, parts_of
 from pipeline.run_folder import RECIPE_FILE, RunFolder, is_run, run_above

@@ -7,6 +7,7 @@ bits of transformers' function (tests/modeling/test_mxfp4.py) in a tenth of its 
 from __future__ import annotations
 
 import json
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -84,30 +85,31 @@ class _Layers:
 
     def _through(
         self,
-        layer: torch.nn.Module,
+        layer: Any,
         number: int,
         hidden: torch.Tensor,
         turned: tuple[torch.Tensor, torch.Tensor],
     ) -> torch.Tensor:
-        """(B, S, H) → (B, S, H), by blocks of queries that find earlier keys in transformers' cache."""
+        """(B, S, H) → (B, S, H). Attention goes by blocks of queries, which find earlier keys in transformers' cache;
+        the experts take all tokens at once, since every block would read all their weights."""
         from transformers import DynamicCache
 
         batch, length, _ = hidden.shape
         block = max(1, SCORES // (batch * self.config.num_attention_heads * length))
-        cache, out = DynamicCache(), []
+        cache, attended = DynamicCache(), []
         for start in range(0, length, block):
             end = min(start + block, length)
             where = torch.arange(start, end, device=self.device)
-            out.append(
-                layer(
-                    hidden[:, start:end],
-                    attention_mask=self._mask(number, start, end),
-                    past_key_values=cache,
-                    cache_position=where,
-                    position_embeddings=tuple(part[:, start:end] for part in turned),
-                )
+            out, _ = layer.self_attn(
+                layer.input_layernorm(hidden[:, start:end]),
+                attention_mask=self._mask(number, start, end),
+                past_key_values=cache,
+                cache_position=where,
+                position_embeddings=tuple(part[:, start:end] for part in turned),
             )
-        return torch.cat(out, 1)
+            attended.append(out)
+        hidden = hidden + torch.cat(attended, 1)
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))[0]
 
     def _mask(self, number: int, start: int, end: int) -> torch.Tensor:
         """(1, 1, end - start, end), 0 where a query sees a key, else the lowest number: what eager attention adds."""
@@ -138,7 +140,7 @@ class _Layers:
         experts, out, groups, _ = blocks.shape
         decoded = torch.empty(experts, groups * 32, out)
         for expert in range(experts):
-            bits = dequantize(blocks[expert].numpy(), scales[expert].numpy())
+            bits = dequantize(blocks[expert].numpy(), scales[expert].numpy(), threads=os.cpu_count() or 1)
             decoded[expert] = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).T
         return decoded
 

@@ -13,11 +13,11 @@ from common import artifacts
 from common.console import rank, say
 from data_prep.prepared import load_prepared, load_routing
 from evaluation import megatron_model, report
-from evaluation.trainings import contributions, histories_of
 from evaluation.findings import Goal
 from evaluation.megatron_model import begin, load, tokenizer_of
 from evaluation.parity import kept_positions, save_logits
 from evaluation.predictions import Predictions
+from evaluation.trainings import contributions, histories_of
 from modeling import inference
 from pipeline.checkpoints import base_of, exported_parts, tuned_of
 from pipeline.run_folder import RECIPE_FILE, RunFolder
