@@ -66,8 +66,8 @@ def test_every_step_has_its_line(trainings: dict[str, list[Done]]) -> None:
     assert len(lines) == STEPS
     assert lines[0].startswith(f"finetune: step 1/{STEPS}  loss {row['loss']:.4f}  lr 4.00e-03  grad norm ")
     # by hand, two layers: qkv, projection, four experts' matrices; of the base also biases, sinks, norms, routers
-    trained = 2 * 16 * (64 + 224 + 160 + 64 + 4 * (64 + 192 + 96 + 64))
-    attention = 224 * 65 + 64 * 161 + 10
+    trained = 2 * 16 * (64 + 448 + 320 + 64 + 4 * (64 + 192 + 96 + 64))
+    attention = 448 * 65 + 64 * 321 + 10
     experts = 4 * (192 * 65 + 64 * 97)
     base = 2 * 2048 * 64 + 64 + 2 * (attention + experts + 4 * 65 + 2 * 64)
     said = f"finetune: {trained:,} of {base + trained:,} parameters on this rank are trained"
