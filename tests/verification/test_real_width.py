@@ -27,10 +27,9 @@ def test_logits_are_those_of_transformers(subject: Subject) -> None:
 
 @pytest.mark.timeout(1500)
 def test_a_run_is_killed_goes_on_and_is_exported(subject: Subject) -> None:
-    proof = prove(subject, ("peft.expert_layers=[1]", "trainer.max_steps=4", "data.seq_length=384"))
+    proof = prove(subject, ("peft.expert_layers=[1]", "trainer.max_steps=4"))
     assert len(proof.losses) == 4
     assert proof.resumed == 3
-    assert proof.parity < 1.0, "bf16 in training, fp32 in transformers"
     # two layers' attention (in and out) and one layer's experts (both matrices) of 2 * 13 + 3 tensors
     assert (proof.changed, proof.untouched) == (6, 23)
     assert proof.adapter == 2 * 2 * 4 + 4
