@@ -16,7 +16,7 @@ ON_CPU = cpu_backend.activate()  # before the imports below: NeMo and Megatron-c
 
 from lightning.pytorch.callbacks import EarlyStopping  # noqa: E402
 from megatron.core import dist_checkpointing  # noqa: E402
-from megatron.core.optimizer import Adam  # noqa: E402
+from megatron.core.optimizer import Adam  # noqa: E402  # pyright: ignore[reportAttributeAccessIssue]
 from megatron.core.transformer.enums import AttnBackend  # noqa: E402
 from nemo import lightning as nl  # noqa: E402
 from nemo.collections import llm  # noqa: E402

@@ -11,7 +11,7 @@ _DERIVED = ("bf16", "use_distributed_optimizer")
 
 _NOW_THE_DATAS = ("micro_batch_size", "global_batch_size")
 """Fields of pretraining that 0.1 had; it takes the batches of `data` now."""
-_TOY = {"head_dim": 16, "num_attention_heads": 8}
+_TOY: dict[str, Any] = {"head_dim": 16, "num_attention_heads": 8}
 """Sizes of a toy that 0.1 left out of a stored recipe: its defaults."""
 
 
@@ -27,7 +27,7 @@ def renamed(tree: Any) -> Any:
         config = fields["optim"].get("config", {})
         fields["optim"]["config"] = {n: v for n, v in config.items() if not (n in _DERIVED and v == bf16)}
     if str(tree.get(_TARGET)).endswith(".ToyModel"):
-        fields = _TOY | fields
+        fields = {**_TOY, **fields}
     if isinstance(fields.get("pretraining"), dict):
         fields["pretraining"] = {n: v for n, v in fields["pretraining"].items() if n not in _NOW_THE_DATAS}
     if _LAZY in fields:
