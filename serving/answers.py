@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from common.values import one_line
 from serving.connection import NoAnswerError
 
+_PREFIX = "token_id:"  # vLLM's, with return_tokens_as_token_ids
+_ID = re.compile(_PREFIX + r"\d{1,9}")
 _ROUNDING = 1e-3  # above 0 by no more than this is the rounding of a probability of 1
 
 
@@ -56,6 +59,15 @@ class Answer:
         else:
             top = self._dictionaries([each or {} for each in self._list(self._dictionary.get("top_logprobs"))])
         return [{token: self._log_probability(each) for token, each in step.items()} for step in top]
+
+    def steps_by_id(self) -> list[tuple[int, dict[int, float]]]:
+        """Each token by its number, and log-probabilities by number; empty where the server names no numbers."""
+        named = self._list(self._dictionary.get("tokens"))
+        names = [[str(token), *top] for token, top in zip(named, self.top, strict=False)]
+        if not all(_ID.fullmatch(name) for step in names for name in step):
+            return []
+        ids = [{int(name.removeprefix(_PREFIX)): value for name, value in top.items()} for top in self.top]
+        return [(int(str(token).removeprefix(_PREFIX)), top) for token, top in zip(named, ids, strict=False)]
 
     @cached_property
     def _dictionary(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from serving.address import parse_address
 from serving.answers import Answer, Served, answers_of, models_of, tokens_of
 from serving.connection import KEY, Connection, NoAnswerError, RefusedError
 from serving.constraints import CONSTRAINTS, IMPOSSIBLE
-from serving.label_tree import LabelTree
+from serving.label_tree import LabelTree, Stem, Step
 
 __all__ = ["AT_ONCE", "KEY", "Choice", "Endpoint", "NoAnswerError", "NoLabelError", "RefusedError"]
 
@@ -162,7 +162,10 @@ class Endpoint:
     def fingerprint(self, prompt: Prompt) -> list[float]:
         """Log-probabilities of the likeliest first tokens of an answer, falling: other weights, other numbers."""
         answer = self._complete(prompt, max_tokens=1, top=5)[0]
-        top = answer.top[0].values() if answer.top else [x for x in answer.log_probabilities[:1] if x is not None]
+        try:
+            top = answer.top[0].values() if answer.top else [x for x in answer.log_probabilities[:1] if x is not None]
+        except NoAnswerError:
+            return []
         return sorted(top, reverse=True)
 
     def tokenize(self, text: str) -> list[int]:
@@ -188,31 +191,39 @@ class Endpoint:
             RefusedError: the server gives log-probabilities neither of chosen tokens nor of prompts.
         """
         if self._chosen_tokens:
-            scored = self._asked_twice(lambda: self._score_by_tree(prompt, LabelTree.of(answers)))
+            scored = self._asked_twice(lambda: self._score_by_tree(prompt, LabelTree(list(answers))))
             if scored is not None:
                 return scored
             self._chosen_tokens = False
         return self._asked_twice(lambda: self._score_by_echo(prompt, answers))
 
     def _score_by_tree(self, prompt: list[int], tree: LabelTree) -> tuple[np.ndarray, int] | None:
-        """One token after the prompt and each beginning of an answer, whose prompt the server computes once.
+        """One way after each head of the tree, and then one token after the stems where the model went elsewhere.
 
-        None where the server does not know `logprob_token_ids`, as vLLM does from 0.2x on.
+        The prompt is in the server's prefix cache after its first computation, which an echoed one never uses. None
+        where the server does not know `logprob_token_ids`, as vLLM 0.32 does.
         """
-        asked = {"logprob_token_ids": tree.tokens, "return_tokens_as_token_ids": True}
-        prompts = [[*prompt, *stem] for stem in tree.stems]
-        try:
-            answers = self._complete(prompts, max_tokens=1, **asked)
-        except RefusedError as refused:
-            if not refused.of_request:
-                raise
-            return None
-        keys = [f"token_id:{token}" for token in tree.tokens]
-        if not all(len(answer.top) == 1 and answer.top[0].keys() >= set(keys) for answer in answers):
-            return None
-        log_probabilities = np.array([[answer.top[0][key] for key in keys] for answer in answers])
-        best = [max(answer.top[0], key=answer.top[0].__getitem__) for answer in answers]
-        return tree.scores(log_probabilities, [int(key.removeprefix("token_id:")) for key in best])
+        fields = {"logprob_token_ids": tree.tokens, "return_tokens_as_token_ids": True}
+        steps: dict[Stem, Step] = {}
+        for stems, most in ((tree.heads, tree.longest), (tree.stems, 1)):
+            missing = [stem for stem in stems if stem not in steps]
+            if not missing:
+                continue
+            try:
+                answers = self._complete([[*prompt, *stem] for stem in missing], max_tokens=most, **fields)
+            except RefusedError as refused:
+                if not refused.of_request:
+                    raise
+                return None
+            for stem, answer in zip(missing, answers, strict=True):
+                for token, top in answer.steps_by_id():
+                    if not top.keys() >= set(tree.tokens):
+                        return None
+                    steps[stem] = Step(token, top)
+                    stem = (*stem, token)
+                    if stem not in tree.stems:
+                        break
+        return tree.scores(steps) if steps.keys() >= set(tree.stems) else None
 
     def _score_by_echo(self, prompt: list[int], answers: Sequence[list[int]]) -> tuple[np.ndarray, int]:
         given = self._complete([[*prompt, *answer] for answer in answers], max_tokens=0, echo=True)

@@ -87,17 +87,18 @@ class StandIn:
         end = self.tokenizer.eos_token_id
         wanted = [[*self.tokenizer.encode(text, add_special_tokens=False), end] for text in choices or []]
         answer: list[int] = []
-        logprobs, top = [], []
+        logprobs, top, named = [], [], []
         while len(answer) < most:
             row = torch.log_softmax(self.logits(torch.tensor([[*prompt, *answer]]))[0, -1].double(), dim=-1)
             allowed = {path[len(answer)] for path in wanted if path[: len(answer)] == answer}
             token = max(allowed, key=lambda one: float(row[one])) if wanted else int(row.argmax())
             logprobs.append(float(row[token]))
+            named.append(f"token_id:{token}")
             top.append({f"token_id:{one}": float(row[one]) for one in {token, *chosen}})
             if token == end:
                 break
             answer.append(token)
-        found = {"token_logprobs": logprobs, "top_logprobs": top}
+        found = {"tokens": named, "token_logprobs": logprobs, "top_logprobs": top}
         return {"text": self.tokenizer.decode(answer), "logprobs": found}
 
 
