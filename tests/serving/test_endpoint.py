@@ -49,7 +49,8 @@ def test_scores_equal_those_of_transformers(stand_in: StandIn, chooses: bool) ->
     assert seen == [1, 2, 3, 4, 5, 6]
     echoed = [bool(body.get("echo")) for body in stand_in.requests]
     assert sum(echoed) == (0 if chooses else 6)
-    assert len(echoed) - sum(echoed) in ((6,) if chooses else (1, 2, 3))  # what a server does not know is asked once
+    # a random model goes its own ways, which costs a second request; what a server does not know is asked once
+    assert len(echoed) - sum(echoed) in (range(6, 13) if chooses else (1, 2, 3))
 
 
 def test_a_busy_server_is_asked_again(stand_in: StandIn) -> None:
