@@ -172,16 +172,9 @@ class Endpoint:
         """The tokens of a text, as the server's model reads it.
 
         Raises:
-            RefusedError: the server has no `/tokenize`, as vLLM and llama.cpp do.
+            RefusedError: the server has no `/tokenize`, as vLLM does.
         """
-        # vLLM reads `prompt`, llama.cpp `content`
-        body = {
-            "model": self.model,
-            "prompt": text,
-            "content": text,
-            "add_special_tokens": False,
-            "parse_special": True,
-        }
+        body = {"model": self.model, "prompt": text, "add_special_tokens": False}
         return tokens_of(self._connection.ask("POST", "/tokenize", body), f"{self.url}/tokenize")
 
     def score(self, prompt: list[int], answers: Sequence[list[int]]) -> tuple[np.ndarray, int]:

@@ -1,4 +1,4 @@
-"""The real vLLM of `make serving-env`, started by `nemo-run serve`, one at a time; and the tiny model that it serves."""
+"""The real vLLM of `make serving-env`, started by `nemo-run serve`."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ PORT = free_port()
 @pytest.fixture(scope="module")
 def run(request: pytest.FixtureRequest) -> Path:
     require_vllm()
-    return request.getfixturevalue("rehearsal").run
+    return Path("/work/keep/serving/runs/served")
 
 
 @pytest.fixture(scope="module")
@@ -96,20 +96,7 @@ def test_the_server_sees_no_field_that_it_does_not_know(served: Served, run: Pat
 def table(folder: Path, rows: int, seed: int) -> Path:
     """Tickets of the sample's kind, each with a number."""
     draw = random.Random(seed)
-    words = [
-        "printer",
-        "invoice",
-        "refund",
-        "vpn",
-        "login",
-        "broken",
-        "payment",
-        "server",
-        "update",
-        "order",
-        "delivery",
-        "password",
-    ]
+    words = ["printer", "invoice", "refund", "vpn", "login", "broken", "payment", "server", "order", "password"]
     with (folder / "tickets.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "subject", "body"])
@@ -131,9 +118,8 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 
 def test_two_clients_at_once_get_the_same_labels(served: Served, run: Path, tmp_path: Path) -> None:
     tickets = table(tmp_path, 120, seed=1)
-    clients = [
-        routing(served.url, run, tickets, tmp_path / f"{i}.csv", *more) for i, more in enumerate([(), ("--exact",)])
-    ]
+    ways: list[list[str]] = [[], ["--exact"]]
+    clients = [routing(served.url, run, tickets, tmp_path / f"{i}.csv", *way) for i, way in enumerate(ways)]
     said = [client.communicate(timeout=300)[0] for client in clients]
     assert [client.returncode for client in clients] == [0, 0], said
     assert f"asked tickets at {served.url}/v1, constrained by structured_outputs" in said[0]
