@@ -111,9 +111,7 @@ def chat_instruction(prompt: Prompt) -> str:
     """
     before = _DEVELOPER.search(prompt.before)
     if before is None or routing_prompt(renderer(), before[1]) != prompt:
-        raise DataError(
-            "a chat API would render another prompt than this data's: prepare it again, or leave out --chat."
-        )
+        raise DataError("a chat API would render another prompt than the data's: prepare again, or leave out --chat.")
     return before[1]
 
 

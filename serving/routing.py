@@ -25,7 +25,11 @@ from serving.endpoint import Endpoint, NoAnswerError, NoLabelError, RefusedError
 from serving.routed_table import ensure_ours, escape_formula, write_table
 
 ADDED = ("routed_to", "probability", "problem")
-"""Columns of the output after the source's; the probability is that of the answer's tokens, as the server says."""
+"""Columns of the output after the source's.
+
+The probability is that of the answer's tokens as the server says, which vLLM gives among those that the constraint
+allows; exact, it is the share of the label among all labels, which is evaluate's confidence.
+"""
 GIVE_UP = 8
 """Rows one after the other without an answer, after which the server is taken to be broken."""
 SAMPLE = "The printer on the second floor is out of order."
@@ -222,7 +226,7 @@ class _Asker:
     def _score(self, text: str) -> tuple[str, float | None, str]:
         scores, _ = self.endpoint.score(self.endpoint.tokenize(self._prompt.fill(text)), self._completions)
         best = int(np.argmax(scores))
-        return self.routing.labels[best], float(scores[best]), ""
+        return self.routing.labels[best], float(scores[best] - np.logaddexp.reduce(scores)), ""
 
 
 def _heading(columns: Sequence[str]) -> list[str]:

@@ -33,7 +33,7 @@ PORT = free_port()
 @pytest.fixture(scope="module")
 def run(request: pytest.FixtureRequest) -> Path:
     require_vllm()
-    return Path("/work/keep/serving/runs/served")
+    return request.getfixturevalue("rehearsal").run
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +128,6 @@ def test_two_clients_at_once_get_the_same_labels(served: Served, run: Path, tmp_
     assert [row["id"] for row in greedy] == [row["id"] for row in exact] == [str(i) for i in range(120)]
     assert {row["routed_to"] for row in greedy} <= set(load_routing(run / "data").labels)
     assert sum(a["routed_to"] != b["routed_to"] for a, b in zip(greedy, exact, strict=True)) <= 6  # near ties
-    same = [(a, b) for a, b in zip(greedy, exact, strict=True) if a["routed_to"] == b["routed_to"]]
-    assert max(abs(float(a["probability"]) - float(b["probability"])) for a, b in same) <= 1e-3
 
 
 def test_a_killed_server_and_client_lose_no_row(served: Served, run: Path, tmp_path: Path) -> None:
