@@ -139,7 +139,10 @@ def tokens_of(said: Any, where: str) -> list[int]:
 
 def _answer(choice: dict[str, Any], where: str) -> Answer:
     message = choice.get("message")
-    text = message.get("content") if isinstance(message, dict) else choice.get("text")
+    text = choice.get("text")
+    if isinstance(message, dict):
+        text = message.get("content", "")
+        text = "" if text is None else text  # a chat that ended before its answer
     if not isinstance(text, str):
         raise NoAnswerError(f"{where} answers without text.")
     return Answer(text, where, choice.get("logprobs"))

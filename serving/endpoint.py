@@ -18,6 +18,7 @@ import numpy as np
 
 from common.errors import ConfigurationError, LaunchError
 from common.values import one_line
+from data_prep.harmony import REASONING_EFFORT
 from serving.address import parse_address
 from serving.answers import Answer, Served, answers_of, models_of, tokens_of
 from serving.connection import KEY, Connection, NoAnswerError, RefusedError
@@ -30,6 +31,8 @@ AT_ONCE = 16
 AHEAD = 4
 """Items that wait for each request under way, so that a slow one holds nobody up."""
 SECONDS = 300
+THINKING = 256
+"""Tokens that a chat may take before its answer: headers, and the little that low effort thinks."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Prompt = str | list[int] | list[dict[str, str]]
@@ -128,7 +131,8 @@ class Endpoint:
     def _obeys(self, constraint: str, prompt: Prompt) -> bool:
         fields = CONSTRAINTS[constraint]([IMPOSSIBLE])
         try:
-            return self._complete(prompt, max_tokens=len(IMPOSSIBLE) + 1, **fields)[0].text.strip() == IMPOSSIBLE
+            most = len(IMPOSSIBLE) + 1 + (THINKING if _is_chat(prompt) else 0)
+            return self._complete(prompt, max_tokens=most, **fields)[0].text.strip() == IMPOSSIBLE
         except RefusedError as refused:
             if not refused.of_request:
                 raise
@@ -143,7 +147,7 @@ class Endpoint:
         constraint = self.constraint(prompt)
         fields = CONSTRAINTS[constraint](labels) if constraint else {}
         # no token is shorter than a byte
-        most = max(len(label.encode()) for label in labels) + 1
+        most = max(len(label.encode()) for label in labels) + 1 + (THINKING if _is_chat(prompt) else 0)
         answer = self._asked_twice(lambda: self._complete(prompt, max_tokens=most, **fields)[0])
         label = answer.text.strip()
         if label not in labels:
@@ -153,7 +157,8 @@ class Endpoint:
             tokens = [each for each in answer.log_probabilities if each is not None]
         except NoAnswerError as error:
             return Choice(label, None, str(error))
-        return Choice(label, sum(tokens) if tokens else None)
+        # those of a chat have headers and reasoning among them
+        return Choice(label, sum(tokens) if tokens and not _is_chat(prompt) else None)
 
     def free_answer(self, prompt: Prompt, most: int) -> str:
         """What the model answers without the constraint, in at most so many tokens."""
@@ -263,10 +268,15 @@ class Endpoint:
     def _complete(self, prompt: Any, *, max_tokens: int, top: int = 1, **fields: Any) -> list[Answer]:
         """The answers to a prompt, or to each of several prompts of tokens."""
         body = {"model": self.model, "temperature": 0, "max_tokens": max_tokens} | fields
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
-            path, asked = "chat/completions", {"messages": prompt, "logprobs": True, "top_logprobs": top}
+        if _is_chat(prompt):
+            asked = {"messages": prompt, "reasoning_effort": REASONING_EFFORT, "logprobs": True, "top_logprobs": top}
+            path = "chat/completions"
         else:
             path, asked = "completions", {"prompt": prompt, "logprobs": top, "add_special_tokens": False}
         several = isinstance(prompt, list) and prompt and isinstance(prompt[0], list)
         said = self._connection.ask("POST", path, body | asked)
         return answers_of(said, len(prompt) if several else 1, f"{self.url}/{path}")
+
+
+def _is_chat(prompt: Prompt) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from common import artifacts
-from common.errors import LaunchError
+from common.errors import ConfigurationError, LaunchError
 from common.progress import Done, Progress, quiet
 from data_prep.cleaning import Cleaner
 from data_prep.columns import find_text
-from data_prep.harmony import Prompt
+from data_prep.harmony import Prompt, chat_instruction, escape_control_tokens
 from data_prep.prepared import Routing
 from data_prep.sources import Row, Source, open_source
 from serving.endpoint import Endpoint, NoAnswerError, NoLabelError, RefusedError
@@ -172,8 +172,11 @@ class _Asker:
     chat: bool
 
     def __post_init__(self) -> None:
+        if self.exact and self.chat:
+            raise ConfigurationError("--exact scores tokens, which a chat API does not: leave out --chat.")
         self._answers = self.routing.answers
         self._prompt = Prompt(*self.routing.around)
+        self._instruction = chat_instruction(self._prompt) if self.chat else ""
         self._cleaner = Cleaner(self.routing.skip)
         self._places = [self.names.index(name) for name in self.columns if name is not None]
 
@@ -189,7 +192,7 @@ class _Asker:
             LaunchError: the server refuses such requests: with its words.
         """
         served = asdict(self.endpoint.served)
-        prompt = self._prompt.fill(SAMPLE)
+        prompt = self._asked(SAMPLE)
         if self.exact:
             self._completions = [self.endpoint.tokenize(answer) for answer in self.routing.completions.values()]
             self._score(SAMPLE)
@@ -220,8 +223,15 @@ class _Asker:
         return _Answered(row, label, probability, doubt)
 
     def _choose(self, text: str) -> tuple[str, float | None, str]:
-        choice = self.endpoint.choose(self._prompt.fill(text), list(self._answers))
+        choice = self.endpoint.choose(self._asked(text), list(self._answers))
         return self._answers[choice.label], choice.log_probability, choice.doubt
+
+    def _asked(self, text: str) -> str | list[dict[str, str]]:
+        """The prompt of a ticket, or the messages from which a chat API renders it."""
+        if not self.chat:
+            return self._prompt.fill(text)
+        user = escape_control_tokens(text)
+        return [{"role": "developer", "content": self._instruction}, {"role": "user", "content": user}]
 
     def _score(self, text: str) -> tuple[str, float | None, str]:
         scores, _ = self.endpoint.score(self.endpoint.tokenize(self._prompt.fill(text)), self._completions)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import CheckpointError, ConfigurationError
+from data_prep.harmony import DATE
 from modeling.hf_config import GptOssConfig, find_config
 from modeling.layouts import Batch
 from modeling.precision import Precision
@@ -92,7 +93,8 @@ def arguments(served: Servable, plan: ServingPlan, name: str, host: str, port: i
 
 def environment(plan: ServingPlan, on_cpu: bool) -> dict[str, str]:
     """Variables of the server's process."""
-    variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    # a chat's system message has today's date, unless told the trained one (vllm 0.32, get_system_message)
+    variables = {"VLLM_SYSTEM_START_DATE": DATE, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if on_cpu:
         variables["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, -(-plan.cache // 2**30)))  # GiB
     return variables

@@ -25,6 +25,7 @@ def route_tickets(
     exact: Annotated[
         bool, typer.Option("--exact", help="Score every label, as evaluate does: the likeliest whole answer.")
     ] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask the chat API, whose server renders the prompt.")] = False,
     concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 16,
     escape: Annotated[
         bool, typer.Option("--escape-formulas/--keep-formulas", help="An apostrophe before cells a spreadsheet runs.")
@@ -48,7 +49,16 @@ def route_tickets(
     routing = load_routing(data)
     with bars() as progress, Endpoint(endpoint, model=model, concurrency=concurrency) as server:
         routed = route_table(
-            file, out, routing, server, subject=subject, body=body, exact=exact, escape=escape, progress=progress
+            file,
+            out,
+            routing,
+            server,
+            subject=subject,
+            body=body,
+            exact=exact,
+            chat=chat,
+            escape=escape,
+            progress=progress,
         )
     how = "by the scores of all labels" if exact else f"constrained by {routed.constraint}"
     if not exact and routed.constraint is None:

@@ -61,7 +61,7 @@ def test_instruction_and_label_list_are_configurable():
     assert "# Instructions\n\nSort by case type (A, {column}).<|end|>" in rendered.input
     bare = Renderer(PrepareOptions(instruction="Sort."), "queue", ["A", "B"]).render(ticket("x"), "A")
     assert bare is not None
-    assert "# Instructions\n\nSort.\n\n" in bare.input
+    assert "# Instructions\n\nSort.<|end|>" in bare.input
 
 
 @pytest.mark.parametrize("limit", [240, 300, 500, 1500])
