@@ -62,6 +62,10 @@ def parse_value(text: str) -> Any:
 
 
 def one_line(error: BaseException | str, most: int = 200) -> str:
-    """An exception's message on one line of at most `most` characters; its type's name where the message is empty."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An exception's message on one line of at most `most` characters; its type's name where the message is empty.
+
+    What a terminal would obey, and what cannot be seen, is shown as a replacement character.
+    """
+    text = " ".join(str(error)[: 20 * most].split()) or type(error).__name__
+    text = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
     return text if len(text) <= most else text[: most - 1] + "…"

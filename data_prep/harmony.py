@@ -6,11 +6,12 @@ the answer is the label and the end token and nothing else carries loss.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from common.errors import DataError
 from common.values import one_line
@@ -22,9 +23,12 @@ SPECIAL_TOKENS = [
 ]  # fmt: skip
 DATE = "2025-08-05"  # pinned: the templates ask for today's date, which would make every run's prompts its own
 REASONING_EFFORT = "low"  # the answer comes without analysis
+_DEVELOPER = re.compile(r"<\|start\|>developer<\|message\|># Instructions\n\n(.*?)<\|end\|>", re.DOTALL)
+_DEVELOPER_END = re.compile(r"(<\|start\|>developer<\|message\|>(?:(?!(?:\n\n)?<\|end\|>).)*)\n\n<\|end\|>", re.DOTALL)
 FINAL_HEADER = f"{CHANNEL}final{MESSAGE}"
 
 Message = Mapping[str, str | None]
+Rendering = Literal["server", "template"]
 Render = Callable[[Sequence[Message], bool], str]
 """Messages, and whether the assistant's turn is to be opened → text."""
 
@@ -79,16 +83,36 @@ def chat_turn(render: Render, messages: Sequence[Message]) -> tuple[str, str]:
     return prompt, whole.removeprefix(prompt)
 
 
-def renderer(tokenizer: Any | None = None) -> Render:
-    """A function that renders messages with a tokenizer's own chat template, or with ours, the date pinned."""
+def renderer(tokenizer: Any | None = None, rendering: Rendering = "server") -> Render:
+    """A function that renders messages with a tokenizer's own chat template, or with ours, the date pinned.
+
+    With "server" the text is that of openai-harmony 0.0.8, which vLLM's chat API renders with; gpt-oss's template on
+    the Hub writes two line breaks more after the developer's message, as ours does, and "template" keeps them.
+    """
     arguments = {"strftime_now": lambda _: DATE, "reasoning_effort": REASONING_EFFORT}
-    if tokenizer is not None:
-        return lambda messages, opened: str(
-            # a variable of this name takes the place of the function that transformers puts into the environment
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened, **arguments)
-        )
     template = _own_template()
-    return lambda messages, opened: template.render(messages=messages, add_generation_prompt=opened, **arguments)
+
+    def render(messages: Sequence[Message], opened: bool) -> str:
+        if tokenizer is None:
+            text = template.render(messages=messages, add_generation_prompt=opened, **arguments)
+        else:
+            # a variable of this name takes the place of the function that transformers puts into the environment
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened, **arguments)
+        return str(text) if rendering == "template" else _DEVELOPER_END.sub(r"\1<|end|>", str(text))
+
+    return render
+
+
+def chat_instruction(prompt: Prompt) -> str:
+    """The instruction of a routing prompt, for a server's chat API, which renders the same prompt from it.
+
+    Raises:
+        DataError: it would render another.
+    """
+    before = _DEVELOPER.search(prompt.before)
+    if before is None or routing_prompt(renderer(), before[1]) != prompt:
+        raise DataError("a chat API would render another prompt than the data's: prepare again, or leave out --chat.")
+    return before[1]
 
 
 def load_tokenizer(folder: str) -> Any:

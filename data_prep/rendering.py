@@ -37,7 +37,7 @@ class Renderer:
         self.tokenizer: Any = harmony.load_tokenizer(options.tokenizer) if options.tokenizer else None
         self._options = options
         self._limit = min(filter(None, (options.max_length, options.pack)), default=None)
-        self._render = harmony.renderer(self.tokenizer) if options.format == "harmony" else None
+        self._render = harmony.renderer(self.tokenizer, options.rendering) if options.format == "harmony" else None
         # of other tokenizers; gpt-oss's own are covered by escape_control_tokens
         self._special = [token for token in self._special_tokens() if len(token) > 1 and not token.startswith("<|")]
         names = [self._escaped(label) for label in labels]

@@ -58,10 +58,10 @@ def test_instruction_and_label_list_are_configurable():
     renderer = Renderer(PrepareOptions(instruction="Sort by {column} ({labels})."), "case_type", ["A", "{column}"])
     rendered = renderer.render(ticket("x"), "A")
     assert rendered is not None
-    assert "# Instructions\n\nSort by case type (A, {column}).\n\n" in rendered.input
+    assert "# Instructions\n\nSort by case type (A, {column}).<|end|>" in rendered.input
     bare = Renderer(PrepareOptions(instruction="Sort."), "queue", ["A", "B"]).render(ticket("x"), "A")
     assert bare is not None
-    assert "# Instructions\n\nSort.\n\n" in bare.input
+    assert "# Instructions\n\nSort.<|end|>" in bare.input
 
 
 @pytest.mark.parametrize("limit", [240, 300, 500, 1500])
