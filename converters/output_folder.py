@@ -11,6 +11,7 @@ from typing import Any
 from common import artifacts
 from common.artifacts import FINISHED
 from common.errors import CheckpointError, NemoRunError
+from common.foreign import file_in
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -91,8 +92,11 @@ def source_files(files: list[Path]) -> dict[str, dict[str, Any]]:
     """Identity of source files by name: the hash of a small file, size and time of a large one.
 
     Large ones are hashed while they are converted, so that a finished conversion is recognized at once.
+
+    Raises:
+        CheckpointError: one of them is a link that leads out of its folder.
     """
-    return {file.name: _identity(file) for file in files if file.is_file()}
+    return {file.name: _identity(file) for file in files if file_in(file.parent, file.name).is_file()}
 
 
 def _identity(file: Path) -> dict[str, Any]:
@@ -103,8 +107,12 @@ def _identity(file: Path) -> dict[str, Any]:
 
 
 def copy_files(names: tuple[str, ...], source: Path, target: Path) -> None:
-    """Copy those of the named files that exist."""
+    """Copy those of the named files that exist.
+
+    Raises:
+        CheckpointError: one of them is a link that leads out of its folder.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+        if (file := file_in(source, name)).is_file():
+            shutil.copyfile(file, target / name)

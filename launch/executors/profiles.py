@@ -18,6 +18,7 @@ import yaml
 from common.errors import ConfigurationError
 from common.fields import from_tree
 from common.values import checked_size, one_line, parse_value
+from common.yaml_text import parse_yaml
 
 ExecutorName = Literal["local", "docker", "slurm", "skypilot", "kubeflow"]
 EXECUTORS: tuple[str, ...] = typing.get_args(ExecutorName)
@@ -214,10 +215,10 @@ def split_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        tree = parse_yaml(file.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigurationError(f"there is no cluster profile {file}: clusters/ of the repository has some.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigurationError) as error:
         raise ConfigurationError(f"{file} cannot be read as YAML ({one_line(error)}).") from None
     if not isinstance(tree, dict):
         raise ConfigurationError(f"{file} is no cluster profile: it should hold keys such as executor: slurm.")
