@@ -181,6 +181,7 @@ def test_one_function_finds_the_files_of_foreign_folders() -> None:
             "converters.storage.checked_folder",
             "converters.storage.nemo_weights",
             "converters.storage.safetensors_files",
+            "data_prep.preparation",
         },
         "read_json": {
             "converters.hf_reader",

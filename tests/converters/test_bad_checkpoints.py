@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.artifacts import partial_of
 from common.errors import CheckpointError, ConfigurationError, NemoRunError
+from common.staging import place_of
 from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
 from converters.verify import compare_checkpoints
@@ -201,7 +201,7 @@ def test_nobodys_files_are_overwritten(mxfp4_toy: Path, tmp_path: Path) -> None:
     with pytest.raises(NemoRunError, match="was not written by nemo-run"):
         import_checkpoint(mxfp4_toy, tmp_path / "out")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
-    assert not partial_of(tmp_path / "out").exists()
+    assert not place_of(tmp_path / "out").exists()
 
 
 def test_verify_counts_and_names_what_differs(mxfp4_toy: Path, imported: Path, tmp_path: Path) -> None:
