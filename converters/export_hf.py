@@ -13,8 +13,10 @@ import torch
 
 from common.artifacts import FINISHED, write_text
 from common.errors import CheckpointError, ConfigurationError
+from common.foreign import file_in
 from common.progress import Progress, TensorCounter, quiet
 from common.values import parse_size
+from converters.finite import ensure_finite
 from converters.lora import Adapter
 from converters.mapping import BLOCKS, SCALES, TABLE, Entry, Place, layers_of, places
 from converters.model_card import card_text
@@ -140,7 +142,8 @@ class Source:
         self.nemo, self.like = nemo, like
         self.reader = NemoReader(nemo)
         context = like / "context"
-        self.config_file = next((f for f in (context / CONFIG, like / "config.json") if f.is_file()), None)
+        places = ((context, CONFIG), (like, "config.json"))
+        self.config_file = next((file for place in places if (file := file_in(*place)).is_file()), None)
         if self.config_file is None:
             raise CheckpointError(f"{like} holds no config.json of its model: name the imported base with --like.")
         self.config = GptOssConfig.from_file(self.config_file)
@@ -205,7 +208,7 @@ class _Export:
         return Group(specs, tuple(partial(self._plain, entry, place, specs) for place in where))
 
     def _plain(self, entry: Entry, place: Place, specs: tuple[TensorSpec, ...]) -> list[Slab]:
-        value = self._value(entry, place).to(specs[0].dtype)
+        value = ensure_finite(self._value(entry, place).to(specs[0].dtype), f"{self.source.nemo}: {entry.nemo}")
         if place.expert is not None and entry.is_expert_matrix:
             return [Slab(specs[0].name, place.expert, transpose(value, entry.rows_in_hf(self.config)))]
         parts = entry.to_hf(value, self.config)

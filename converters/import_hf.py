@@ -14,8 +14,10 @@ import torch
 
 from common import artifacts
 from common.errors import CheckpointError, ConfigurationError
+from common.foreign import file_in
 from common.progress import Progress, TensorCounter, quiet
 from converters.extra_states import empty_states
+from converters.finite import ensure_finite
 from converters.hf_reader import HfReader
 from converters.hub import find
 from converters.mapping import SCALES, Entry, Place, layers_of, places
@@ -137,9 +139,16 @@ def _pieces(reader: HfReader, entry: Entry, layer: int, *, packed: bool) -> list
         first, last = place.rows or (0, shape[0])
         offset = (*place.leading, first, *(0 for _ in shape[1:]))
         size = (*(1 for _ in place.leading), last - first, *shape[1:])
-        produce = partial(reader.read, entry, place)
+        produce = partial(_read, reader, entry, place)
         pieces.append(Piece(PREFIX + entry.nemo, (*leading, *shape), offset, size, dtype, produce))
     return pieces
+
+
+def _read(reader: HfReader, entry: Entry, place: Place) -> torch.Tensor:
+    value = reader.read(entry, place)
+    if entry.is_expert_matrix and reader.mxfp4:  # whose decoder has looked at every scale
+        return value
+    return ensure_finite(value, f"{reader.folder}: {entry.hf[0].format(layer=place.layer)}")
 
 
 def _packed(reader: HfReader, entry: Entry, place: Place) -> list[Piece]:
@@ -178,4 +187,4 @@ def _write_config(reader: HfReader, file: Path) -> None:
     if reader.openai:
         file.write_text(json.dumps(reader.config_json, indent=2, sort_keys=True) + "\n")
     else:
-        file.write_bytes((reader.folder / "config.json").read_bytes())
+        file.write_bytes(file_in(reader.folder, "config.json").read_bytes())

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 import yaml
 
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ConfigurationError
+from common.foreign import file_in
+from common.yaml_text import parse_yaml
 from converters.mapping import TABLE, Entry, Place
 from converters.storage.nemo_weights import PREFIX, WeightsReader
 from modeling.hf_config import GptOssConfig
@@ -116,8 +118,8 @@ def peft_settings(checkpoint: Path) -> dict[str, Any]:
     """
     file = checkpoint / "context" / "model.yaml"
     try:
-        settings = _find_lora(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError):
+        settings = _find_lora(parse_yaml(file_in(file.parent, file.name).read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigurationError):
         raise CheckpointError(f"{file} is missing or damaged: name a checkpoint of a LoRA training.") from None
     if settings is None or "alpha" not in settings:
         raise CheckpointError(f"{file} records no LoRA: name an adapter checkpoint, or export the model without one.")

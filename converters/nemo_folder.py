@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from common.errors import CheckpointError
+from common.foreign import file_in, read_json
 from converters.output_folder import source_files
 from modeling.hf_config import GptOssConfig
 
@@ -33,7 +33,7 @@ def config_file_of(import_: Path, remedy: str) -> Path:
     Raises:
         CheckpointError: the folder holds none.
     """
-    file = import_ / "context" / CONFIG
+    file = file_in(import_ / "context", CONFIG)
     if not file.is_file():
         raise CheckpointError(f"{import_} holds no context/{CONFIG}: {remedy}.")
     return file
@@ -62,6 +62,6 @@ def trained_on(adapter: Path) -> Path:
     """
     file = adapter / WEIGHTS / METADATA
     try:
-        return Path(json.loads(file.read_text())["model_ckpt_path"])
+        return Path(read_json(adapter / WEIGHTS, METADATA)["model_ckpt_path"])
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{file} is missing or damaged: name an adapter checkpoint.") from None

@@ -124,8 +124,8 @@ def load_tokenizer(folder: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers 0.22 raises a bare Exception for a damaged tokenizer.json
         raise DataError(f"{folder} has no tokenizer that can be loaded ({one_line(error)}): name another.") from None
     if not loaded.chat_template:
         raise DataError(f"the tokenizer of {folder} has no chat template: name another, or use format=completion.")

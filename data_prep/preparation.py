@@ -12,6 +12,7 @@ from typing import Any
 
 from common import artifacts
 from common.errors import ConfigurationError, DataError
+from common.foreign import file_in
 from common.progress import Progress, quiet
 from data_prep import splitting
 from data_prep.intake import Intake, Spool, take_in
@@ -158,7 +159,9 @@ def _copy(source: Path, out: Path) -> PrepareReport:
         raise DataError(f"{source} lacks {missing[0]}: prepare it again.")
     if source.resolve() != out.resolve():
         with artifacts.new_folder(out) as folder:
-            shutil.copytree(source, folder, dirs_exist_ok=True)
+            for name in manifest.files if (manifest := artifacts.read_manifest(source)) else WRITTEN:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file_in(source, name), folder / name)
             artifacts.write_manifest(folder, KIND, {"copied": str(source.resolve())})
     return _stored_report(out)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -193,19 +192,8 @@ def _source(source: str) -> dict[str, Any]:
     """A ticket source by its content: a file's hash, a folder's files by theirs, or the name of a built-in source."""
     path = Path(source)
     if path.is_file():
-        return {"source": path.name, "sha256": _hash(path)}
+        return {"source": path.name, "sha256": artifacts.hash_once(path)}
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
-        return {"source": {str(file.relative_to(path)): _hash(file) for file in files}}
+        return {"source": {str(file.relative_to(path)): artifacts.hash_once(file) for file in files}}
     return {"source": source}
-
-
-def _hash(file: Path) -> str:
-    """SHA-256 of a file, read once as long as it does not change: every later stage's fingerprint asks for it."""
-    status = file.stat()
-    return _hash_of_state(file, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=1024)
-def _hash_of_state(file: Path, size: int, modified: int) -> str:
-    return artifacts.hash_file(file)

@@ -43,6 +43,7 @@ from torch.utils.serialization import config as serialization
 
 from common.artifacts import FINISHED, write_bytes
 from common.errors import CheckpointError
+from common.foreign import file_in
 from common.values import one_line
 from converters.storage.direct_io import DirectFile, WriteStream
 from converters.storage.metadata_file import read_metadata
@@ -244,7 +245,7 @@ class WeightsReader:
         self.folder = folder
         if not (folder / ".metadata").is_file():
             raise CheckpointError(f"{folder} holds no NeMo weights (.metadata is missing): name a NeMo checkpoint.")
-        self.metadata = read_metadata(folder / ".metadata")
+        self.metadata = read_metadata(file_in(folder, ".metadata"))
         self._chunks = cache(self._chunks_by_leading)
         self._archives = TorchArchives()
         self._open = lru_cache(64)(DirectFile)  # Megatron writes two files a rank
@@ -308,7 +309,7 @@ class WeightsReader:
     def _read(self, item: ReadItem) -> torch.Tensor:
         """The part of a stored chunk that the item names."""
         stored = self.metadata.storage_data[item.storage_index]
-        file = self._open(self.folder / stored.relative_path)
+        file = self._open(file_in(self.folder, stored.relative_path))
         return self._archives.read(file, stored.offset, stored.length, item.storage_offsets, item.lengths)
 
     def _chunks_by_leading(self, key: str, axes: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:

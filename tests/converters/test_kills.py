@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import converters.storage.nemo_weights as nemo_weights
-from common.artifacts import partial_of
+from common.staging import place_of
 from converters.import_hf import import_checkpoint
 from converters.storage.nemo_weights import FINISHED
 
@@ -46,7 +46,7 @@ def test_finished_files_are_not_written_again(mxfp4_toy: Path, tmp_path: Path, m
     monkeypatch.setattr(nemo_weights._Producer, "resolve_data", interrupt)
     with pytest.raises(KeyboardInterrupt):
         import_checkpoint(mxfp4_toy, tmp_path / "nemo")
-    done = {f: f.stat().st_mtime_ns for f in (partial_of(tmp_path / "nemo") / "weights").glob(f"*{FINISHED}")}
+    done = {f: f.stat().st_mtime_ns for f in (place_of(tmp_path / "nemo") / "weights").glob(f"*{FINISHED}")}
     files = {f.name.replace(FINISHED, "_0.distcp"): f for f in done}
     before = {name: (f.parent / name).stat().st_mtime_ns for name, f in files.items()}
     assert len(before) > 3
