@@ -1,18 +1,13 @@
-"""LoRA adapters between NeMo, Megatron-Bridge and PEFT, by what the source is.
-
-NeMo and Megatron-Bridge store the same factors under the same keys, but for the prefix. PEFT is read and written by way
-of NeMo's form (converters/peft.py).
-"""
+"""LoRA adapters between NeMo and Megatron-Bridge: the same factors under the same keys, but for a prefix."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -26,43 +21,12 @@ from converters.megatron_output import Kind
 from converters.nemo_context import Call, Symbol, write_context
 from converters.nemo_folder import METADATA, MegatronFolder, checkpoint_identity, config_of, is_nemo, trained_on
 from converters.output_folder import TOKENIZER_FILES, copy_files, is_done, resumable_folder
-from converters.peft import export_adapter, import_adapter, is_peft
 from converters.rewrite import hub_id_of
 from converters.storage.nemo_weights import PREFIX, Piece, write_weights
 from modeling.hf_config import GptOssConfig
 
 _IS_OF = {"nemo": is_nemo, "bridge": is_bridge}
 _NAMES = {"nemo": "NeMo", "bridge": "Megatron-Bridge"}
-
-
-def convert_adapter(
-    source: Path, out: Path, *, to: Literal["peft", "nemo", "bridge"] | None = None, base: Path | None = None
-) -> Path:
-    """Write an adapter checkpoint or PEFT folder as another.
-
-    Args:
-        to: "peft" by default, "nemo" where the source is a PEFT folder.
-        base: checkpoint of the base; by default the one that an adapter checkpoint names. What is written for NeMo or
-            Megatron-Bridge names it, so it must be one of theirs.
-    Raises:
-        ConfigurationError: the base is missing, or of the other program. CheckpointError: what is there cannot be
-            expressed in the other form, or is damaged.
-    """
-    if is_peft(source):
-        if base is None:
-            raise ConfigurationError("--base is missing: name the import of the model that this adapter belongs to.")
-        if to == "peft":
-            raise ConfigurationError(f"{source} is a PEFT folder already: choose --to nemo or --to bridge.")
-        if to != "bridge":
-            return import_adapter(source, out, base=base)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as name:
-            nemo = import_adapter(source, Path(name) / "nemo", base=base)
-            return rewrite_adapter(nemo, out, to="bridge", base=base)
-    if to in ("nemo", "bridge"):
-        return rewrite_adapter(source, out, to=to, base=base)
-    if is_bridge(source):
-        _ensure_plain(Adapter.open(source, config_of(base or trained_on(source), _NO_CONFIG)), source, "PEFT")
-    return export_adapter(source, out, base=base)
 
 
 _NO_CONFIG = "name the checkpoint of the base with --base"
@@ -73,6 +37,8 @@ def rewrite_adapter(adapter: Path, out: Path, *, to: Kind, base: Path | None = N
 
     Layers whose experts have no adapter get one of zeros for Megatron-Bridge, whose LoRA has no choice of layers.
 
+    Args:
+        base: checkpoint of the base, which the new one names; by default the one that `adapter` names.
     Raises:
         ConfigurationError: the base is not of the program that it is written for. CheckpointError: the adapter trained
             what that program's LoRA does not, or is damaged.
@@ -85,7 +51,7 @@ def rewrite_adapter(adapter: Path, out: Path, *, to: Kind, base: Path | None = N
         )
     config = config_of(base, _NO_CONFIG)
     opened = Adapter.open(adapter, config)
-    _ensure_plain(opened, adapter, _NAMES[to])
+    _ensure_expressible(opened, adapter, _NAMES[to])
     pieces = list(_pieces(opened, config, every_layer=to == "bridge"))
     inputs = {"kind": "adapter", "files": checkpoint_identity(adapter), "to": to, "base": str(base)}
     if is_done(out, inputs):
@@ -95,6 +61,17 @@ def rewrite_adapter(adapter: Path, out: Path, *, to: Kind, base: Path | None = N
         writer(folder, pieces, opened, config, base)
         details |= {"source": str(adapter)}
     return out
+
+
+def ensure_expressible(adapter: Path, base: Path | None) -> None:
+    """Refuse an adapter of Megatron-Bridge that PEFT cannot express.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if is_bridge(adapter):
+        opened = Adapter.open(adapter, config_of(base or trained_on(adapter), _NO_CONFIG))
+        _ensure_expressible(opened, adapter, "PEFT")
 
 
 def _adapted(adapter: Adapter) -> list[Entry]:
@@ -109,8 +86,7 @@ def _rank(adapter: Adapter, entry: Entry) -> int:
     return adapter.reader.shape(linear_of(entry) + LINEAR_IN)[-2]
 
 
-def _ensure_plain(adapter: Adapter, checkpoint: Path, program: str) -> None:
-    """Refuse what a LoRA of all programs cannot express."""
+def _ensure_expressible(adapter: Adapter, checkpoint: Path, program: str) -> None:
     whole = [entry.nemo for entry in TABLE if entry.nemo in adapter.reader.tensors]
     low_rank = [linear_of(entry) for entry in _adapted(adapter) if ".router" in entry.nemo]
     if (whole and program == _NAMES["bridge"]) or low_rank:

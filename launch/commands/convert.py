@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -157,18 +158,35 @@ def adapter(
 
     Example: nemo-run convert adapter runs/gpt_oss_20b_lora peft-adapter/
     """
-    from converters.bridge_adapter import convert_adapter
+    from converters.bridge_adapter import ensure_expressible, rewrite_adapter
+    from converters.peft import export_adapter, import_adapter, is_peft
     from pipeline.run_folder import is_run
 
     started = time.perf_counter()
-    if is_run(source):
-        from pipeline.checkpoints import exported_parts
+    if is_peft(source):
+        if to == AdapterTarget.peft:
+            raise ConfigurationError(f"{source} is a PEFT folder already: choose --to nemo or --to bridge.")
+        if base is None:
+            raise ConfigurationError("--base is missing: name the import of the model that this adapter belongs to.")
+        if to == AdapterTarget.bridge:
+            with TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as folder:
+                read = import_adapter(source, Path(folder) / "adapter", base=base)
+                rewrite_adapter(read, out, to="bridge", base=base)
+        else:
+            import_adapter(source, out, base=base)
+    else:
+        if is_run(source):
+            from pipeline.checkpoints import exported_parts
 
-        tuned = exported_parts(source)
-        if tuned.adapter is None:
-            raise ConfigurationError(f"{source} trained the whole model, without an adapter: use convert export.")
-        source, base = tuned.adapter, tuned.like
-    convert_adapter(source, out, to=to.value if to else None, base=base)
+            tuned = exported_parts(source)
+            if tuned.adapter is None:
+                raise ConfigurationError(f"{source} trained the whole model, without an adapter: use convert export.")
+            source, base = tuned.adapter, base or tuned.like
+        if to in (AdapterTarget.nemo, AdapterTarget.bridge):
+            rewrite_adapter(source, out, to=to.value, base=base)
+        else:
+            ensure_expressible(source, base)
+            export_adapter(source, out, base=base)
     _wrote(out, started)
 
 

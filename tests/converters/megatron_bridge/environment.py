@@ -1,4 +1,4 @@
-"""megatron-core 0.19.2 and megatron-bridge 0.6.2 on a CPU, beside the NeMo of .venv, from the folder of make bridge-env.
+"""megatron-core 0.19.2 and megatron-bridge 0.6.2 on a CPU, beside .venv's NeMo, from the folder of make bridge-env.
 
 Nothing of the numerics is here. `core()` or `bridge()` comes before anything of megatron is imported.
 """
@@ -70,7 +70,7 @@ def bridge() -> None:
 class _Unused(types.ModuleType):
     """A module whose every name is a class."""
 
-    __path__: list[str] = []
+    __path__: typing.ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -1,8 +1,8 @@
 """What Megatron-Bridge 0.6.2 makes of our folders: `in_bridge.py FOLDER`.
 
 FOLDER holds `hf`, `bridge` (bf16), `bridge32` (fp32), the adapter `adapter` and `tokens.pt`. Into it go `loaded.pt` and
-`adapted.pt`, logits of `bridge32` without and with the adapter in Bridge's own LoRA; `imported` and `saved`, Bridge's own
-checkpoints; and `report.json`. The model has Transformer Engine's layer spec, its kernels emulated.
+`adapted.pt`, logits of `bridge32` without and with the adapter in Bridge's own LoRA; `imported` and `saved`,
+checkpoints that Bridge wrote; and `report.json`. The model has Transformer Engine's layer spec, its kernels emulated.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main(folder: Path) -> None:
         except RuntimeError as error:
             report["merge"] = str(error)
         tokenizer = model_load_save.load_tokenizer(str(folder / "bridge" / "iter_0000000"))
-        report["ids"] = tokenizer.text_to_ids("t3 t4")
+        report["ids"] = tokenizer.tokenize("t3 t4")
         report["step"] = read_train_state(str(folder / "bridge" / "latest_train_state.pt")).step
         report["hub id"] = get_hf_model_id_from_checkpoint(folder / "bridge")
         model_load_save.save_megatron_model(load(folder / "bridge"), folder / "saved")

@@ -1,7 +1,7 @@
 """What megatron-core 0.19.2 makes of our folder: `in_megatron_core.py FOLDER`.
 
-FOLDER holds `bridge` and `tokens.pt`; `logits.pt`, `keys.json` and the checkpoint `saved` go into it. The model is built
-from the run config alone, with the layer spec that needs no Transformer Engine, in fp32; it is saved as it was loaded.
+FOLDER holds `bridge` and `tokens.pt`; `logits.pt`, `keys.json` and the checkpoint `saved` go into it. The model is
+built from the run config alone, with the layer spec that needs no Transformer Engine, in fp32, and saved in bf16.
 """
 
 from __future__ import annotations
