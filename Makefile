@@ -5,7 +5,7 @@ FOR    ?= 3.12
 BIN    := $(VENV)/bin
 TWO    := -n 2  # processes, each of whole folders: see tests/conftest.py
 
-.PHONY: install demo test test-fast gpu-path-env test-gpu-path serving-env lint types bundle clean
+.PHONY: install demo test test-fast gpu-path-env test-gpu-path serving-env bridge-env lint types bundle clean
 
 install: $(VENV)/.installed  ## the package, NeMo and the tools, at the versions of constraints.txt
 
@@ -35,6 +35,14 @@ gpu-path-env: .gpu-path/.installed .gpu-path-newest/.installed  ## what test-gpu
 
 .gpu-path-newest/.installed: tests/gpu_path/requirements-newest.txt tests/gpu_path/install.sh tests/gpu_path/fake_gpu.c | install
 	tests/gpu_path/install.sh $(BIN)/python .gpu-path-newest tests/gpu_path/requirements-newest.txt
+	@touch $@
+
+# megatron-core 0.19 and Megatron-Bridge, in a folder of their own: NeMo 2 needs megatron-core 0.15.
+bridge-env: .megatron-bridge/.installed  ## what tests/converters/test_in_bridge.py needs, with gpu-path-env
+
+.megatron-bridge/.installed: tests/converters/megatron_bridge/requirements.txt | install
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .megatron-bridge --python-version 3.12 \
+	  --only-binary=:all: --requirement $<
 	@touch $@
 
 test-gpu-path: gpu-path-env  ## the code that runs on a GPU, its kernels emulated

@@ -39,7 +39,7 @@ def ensure_safe(weights: Path) -> None:
     metadata = read_metadata(weights / ".metadata")
     common = file_in(weights, "common.pt")
     if common.is_file():
-        _check_states(_load(_read(common, 0, common.stat().st_size), str(common)), str(common))
+        _check_states(load_saved(common), str(common))
     harmless: set[bytes] = set()  # a model of 120b has thousands of empty states, all equal
     for index, place in metadata.storage_data.items():
         if index.offset is not None and isinstance(metadata.state_dict_metadata.get(index.fqn), TensorStorageMetadata):
@@ -51,6 +51,19 @@ def ensure_safe(weights: Path) -> None:
             _check_states({index.fqn: value}, name)
             if _is_empty(value):
                 harmless.add(content)
+
+
+def load_saved(file: Path, start: int = 0, size: int | None = None) -> Any:
+    """What torch.save wrote to a file, or to a part of one, as long as that is plain values and tensors.
+
+    Raises:
+        CheckpointError: it holds anything else, or is damaged; nothing of it was run.
+    """
+    try:
+        size = file.stat().st_size if size is None else size
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}): get the checkpoint again.") from None
+    return _load(_read(file, start, size), str(file))
 
 
 def _read(file: Path, start: int, size: int) -> bytes:
