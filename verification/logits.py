@@ -1,13 +1,21 @@
 """Logits of a gpt-oss of real size in Megatron, its experts MXFP4, against transformers: fp32, layer by layer there.
 
-One prompt of real tickets in gpt-oss's own vocabulary, longer than YaRN's original 4,096 positions; compared are its
-first positions, past the sliding window, and its last. Neither side needs more memory than the packed model.
+One prompt of real tickets in gpt-oss's own vocabulary; compared are its first positions, past the sliding window, and
+its last. Neither side needs more memory than the packed model.
+
+A router takes the best 4 of 32 experts. Where the fourth and the fifth are a rounding error apart, fp32 decides either
+way, and in a deep model another expert for one token changes everything after it: of 107,520 decisions (4,480 tokens
+in 24 layers) one or two are that close. So all layers see a prompt of 640 tokens, and a few layers one past YaRN's
+original 4,096 positions; a difference says how close the closest decision was.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,11 +24,26 @@ from safetensors.torch import load_file, save_file
 from common.progress import Progress, quiet
 from verification.subject import Subject
 
-TOKENS, COMPARED = 4_480, 320
+SHORT, LONG = 640, 4_480
+COMPARED = 320
+"""Positions at either end of the prompt."""
 
 
-def largest_difference(subject: Subject, tokens: int = TOKENS, progress: Progress = quiet) -> float:
-    """Largest difference of two logits, in standard deviations of transformers' logits."""
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        difference: the largest of two logits, in standard deviations of transformers' logits.
+        closest: the smallest lead of a router's last chosen expert over the next one, of all tokens and layers.
+    """
+
+    difference: float
+    closest: float
+
+
+def compare(subject: Subject, tokens: int, progress: Progress = quiet) -> Comparison:
+    """Compare the logits of one prompt of so many tokens."""
     from evaluation import transformers_layers
 
     prompt = torch.tensor([_prompt(subject, tokens)])
@@ -31,8 +54,30 @@ def largest_difference(subject: Subject, tokens: int = TOKENS, progress: Progres
     megatron = [sys.executable, "-m", "verification.logits", str(subject.nemo()), str(file)]
     subprocess.run(megatron, check=True, timeout=7200, stdout=subprocess.DEVNULL)
     ours = load_file(file)["logits"]
-    theirs = transformers_layers.logits(subject.hf(), prompt, positions, progress)
-    return float((ours - theirs).abs().max() / theirs.std())
+    with _leads() as leads:
+        theirs = transformers_layers.logits(subject.hf(), prompt, positions, progress)
+    return Comparison(float((ours - theirs).abs().max() / theirs.std()), min(leads))
+
+
+@contextmanager
+def _leads() -> Iterator[list[float]]:
+    """The smallest lead of each router that transformers runs meanwhile."""
+    from torch.nn.modules.module import register_module_forward_hook
+    from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
+
+    leads: list[float] = []
+
+    def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _: object) -> None:
+        if isinstance(module, GptOssTopKRouter):
+            scores = torch.nn.functional.linear(inputs[0].flatten(0, -2), module.weight, module.bias)
+            best = scores.topk(module.top_k + 1, -1).values
+            leads.append(float((best[:, -2] - best[:, -1]).min()))
+
+    handle = register_module_forward_hook(note)
+    try:
+        yield leads
+    finally:
+        handle.remove()
 
 
 def _prompt(subject: Subject, tokens: int) -> list[int]:

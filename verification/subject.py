@@ -52,12 +52,17 @@ class Subject:
         """Subject and body of each ticket."""
         import pandas
 
-        for row in pandas.read_csv(self.tickets, keep_default_na=False).itertuples():
-            yield f"{row.subject}\n{row.body}\n\n"
+        table = pandas.read_csv(self.tickets, keep_default_na=False)
+        yield from table["subject"] + "\n" + table["body"] + "\n\n"
 
     def depth(self) -> str:
-        """How much of the model that is: "", or "2 of 24 layers"."""
-        from modeling.hf_config import published_config
+        """How much of the model that is, as in "2 of 24 layers"."""
+        return depth_of(self.model, self.layers)
 
-        count = published_config(self.model)["num_hidden_layers"]
-        return f" ({self.layers} of {count} layers)" if self.layers not in (None, count) else ""
+
+def depth_of(model: str, layers: int | None) -> str:
+    """Layers of a published model that are taken."""
+    from modeling.hf_config import published_config
+
+    count = published_config(model)["num_hidden_layers"]
+    return f"all {count} layers" if layers in (None, count) else f"{layers} of {count} layers"

@@ -6,7 +6,7 @@ import pytest
 
 from tests.real_tickets import MAIN, real_tickets, real_vocabulary
 from verification.full_run import prove
-from verification.logits import largest_difference
+from verification.logits import compare
 from verification.subject import Subject
 
 pytestmark = pytest.mark.slow
@@ -20,7 +20,9 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 @pytest.mark.timeout(900)
 def test_logits_are_those_of_transformers(subject: Subject) -> None:
-    assert 0 < largest_difference(subject, tokens=400) <= 1e-4
+    found = compare(subject, tokens=400)
+    assert 0 < found.difference <= 1e-4
+    assert 0 < found.closest < 0.1
 
 
 @pytest.mark.timeout(1500)
