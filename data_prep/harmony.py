@@ -25,6 +25,7 @@ DATE = "2025-08-05"  # pinned: the templates ask for today's date, which would m
 REASONING_EFFORT = "low"  # the answer comes without analysis
 _DEVELOPER = re.compile(r"<\|start\|>developer<\|message\|># Instructions\n\n(.*?)<\|end\|>", re.DOTALL)
 _DEVELOPER_END = re.compile(r"(<\|start\|>developer<\|message\|>(?:(?!(?:\n\n)?<\|end\|>).)*)\n\n<\|end\|>", re.DOTALL)
+TICKET_MARK = "\N{OBJECT REPLACEMENT CHARACTER}ticket\N{OBJECT REPLACEMENT CHARACTER}"
 FINAL_HEADER = f"{CHANNEL}final{MESSAGE}"
 
 Message = Mapping[str, str | None]
@@ -56,9 +57,8 @@ def routing_prompt(render: Render, instruction: str) -> Prompt:
     Raises:
         DataError: the chat template does not show the user's message as it is, once.
     """
-    mark = "\N{OBJECT REPLACEMENT CHARACTER}ticket\N{OBJECT REPLACEMENT CHARACTER}"
-    messages = [{"role": "developer", "content": instruction}, {"role": "user", "content": mark}]
-    parts = render(messages, True).split(mark)
+    messages = [{"role": "developer", "content": instruction}, {"role": "user", "content": TICKET_MARK}]
+    parts = render(messages, True).split(TICKET_MARK)
     if len(parts) != 2:
         raise DataError("the tokenizer's chat template does not show the user's message once: name another tokenizer.")
     return Prompt(parts[0], parts[1] + FINAL_HEADER)
