@@ -95,7 +95,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "import",
         output=lambda run: run.base,
-        settings=lambda run: {"hf": run.recipe.model.hf} | _named(run.recipe.model),
+        settings=lambda run: {"hf": run.recipe.model.hf} | run.model_files | _named(run.recipe.model),
         after=("model",),
     ),
     Stage(
