@@ -51,7 +51,10 @@ AFTER_IMPORT = {"import", "finetune", "evaluate", "export"}
 EDITS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "the table": (lambda p: edit(p / "tickets.csv", "a,b,c", "a,b,d"), {"prepare", "finetune", "evaluate", "export"}),
     "config.json": (lambda p: edit(p / "model" / "config.json", "150000", "150001"), AFTER_IMPORT),
-    "the chat template": (lambda p: edit(p / "model" / "chat_template.jinja", "150000", "150001"), AFTER_IMPORT),
+    "the chat template": (
+        lambda p: edit(p / "model" / "chat_template.jinja", "150000", "150001"),
+        AFTER_IMPORT | {"prepare"},
+    ),
     "a weight": (lambda p: edit(p / "model" / "model.safetensors", "150000", "150001"), AFTER_IMPORT),
     "its readme": (lambda p: edit(p / "model" / "README.md", "150000", "150001"), set()),
     "an output": (lambda p: edit(p / "runs" / "mine" / "data" / "made", "by", "bx"), {"prepare"}),
