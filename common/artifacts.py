@@ -71,6 +71,12 @@ def _hash_of_state(path: Path, *state: int) -> str:
     return hash_file(path)
 
 
+def hash_or_size(path: Path) -> str | int:
+    """What tells a file from another version of itself: its hash where it is small, else its size."""
+    size = path.stat().st_size
+    return hash_once(path) if size < SMALL else size
+
+
 def read_manifest(folder: Path, file: Path | None = None) -> Manifest | None:
     """The manifest of a folder (or the one kept in `file`), or None where there is no readable one."""
     try:

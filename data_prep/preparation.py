@@ -102,12 +102,21 @@ def _inputs(paths: Sequence[str | Path], options: PrepareOptions) -> dict[str, A
         file = Path(path)
         sources.append({"name": file.name, "sha256": artifacts.hash_file(file)} if file.is_file() else str(path))
     frozen = Path(options.frozen) / splitting.SPLITS_FILE if options.frozen else None
-    return {
+    return _tokenizer(options.tokenizer) | {
         "format": FORMAT,
         "sources": sources,
         "options": asdict(options),
         "frozen": artifacts.hash_file(frozen) if frozen and frozen.is_file() else None,
     }
+
+
+def _tokenizer(name: str | None) -> dict[str, Any]:
+    """The files of a local tokenizer, an edit of which changes every prompt."""
+    folder = Path(name) if name else None
+    if folder is None or not folder.is_dir():
+        return {}
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in (".json", ".jinja") and file.is_file()]
+    return {"tokenizer": {file.name: artifacts.hash_or_size(file) for file in files}}
 
 
 def _write(intake: Intake, folder: Path, options: PrepareOptions, progress: Progress) -> PrepareReport:

@@ -69,6 +69,13 @@ def _training(run: RunFolder) -> dict[str, Any]:
     return {"seed": run.recipe.seed, "model": run.tree["model"], "data": batches}
 
 
+def _tokenizer(run: RunFolder) -> dict[str, Any]:
+    """The files of a local model's tokenizer, which the prompts are made with."""
+    files = run.model_files.get("files", {})
+    files = {name: hash for name, hash in files.items() if name.endswith(".jinja") or "token" in name}
+    return {"tokenizer": files} if files else {}
+
+
 def _named(model: Model) -> dict[str, Any]:
     """What the recipe says of the base's experts, if it says anything: a base that is there already serves "auto"."""
     return {} if model.experts == "auto" else {"experts": model.experts}
@@ -84,19 +91,22 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "prepare",
         output=lambda run: run.data,
-        settings=lambda run: {
-            "data": _source(run.recipe.data.source),
-            "prepare": run.tree["data"].get("prepare"),
-            "seq_length": run.recipe.data.seq_length,
-            "packed": run.recipe.data.packed,
-            **({"renamed": True} if run.recipe.pretraining else {}),
-        },
+        settings=lambda run: (
+            {
+                "data": _source(run.recipe.data.source),
+                "prepare": run.tree["data"].get("prepare"),
+                "seq_length": run.recipe.data.seq_length,
+                "packed": run.recipe.data.packed,
+                **({"renamed": True} if run.recipe.pretraining else {}),
+            }
+            | _tokenizer(run)
+        ),
         after=("model",),
     ),
     Stage(
         "import",
         output=lambda run: run.base,
-        settings=lambda run: {"hf": run.recipe.model.hf} | _named(run.recipe.model),
+        settings=lambda run: {"hf": run.recipe.model.hf} | run.model_files | _named(run.recipe.model),
         after=("model",),
     ),
     Stage(

@@ -18,7 +18,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import NoReturn
 
-from common.console import rank, say, send_libraries_to
+from common.console import ignore_other_launchers, rank, say, send_libraries_to
 from common.disk import problem_of
 from common.errors import LaunchError, NemoRunError
 from pipeline import resume
@@ -93,6 +93,7 @@ def main() -> int:
     """Run `RUN_FOLDER STAGE` from the command line; 0 when the stage is done, 1 otherwise."""
     path, name = sys.argv[1:3]
     _end_with_launcher()
+    ignore_other_launchers()
     run = RunFolder.open(Path(path))
     try:
         send_libraries_to(run.log(name, rank()))
