@@ -1,5 +1,5 @@
 """Kill a conversion at random moments, again and again; a process of its own, because it forks and so must have no
-threads: `python tests/converters/killed.py import|export SOURCE FOLDER KILLS`.
+threads: `python tests/converters/killed.py import|bridge|export SOURCE FOLDER KILLS`.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ def main(direction: str, source: Path, folder: Path, kills: int) -> None:
     def convert() -> object:
         if direction == "import":
             return import_checkpoint(source, out)
+        if direction == "bridge":
+            return import_checkpoint(source, out, to="bridge")
         return export_checkpoint(source, out, weights="mxfp4", shard_size="20KB")
 
     finish(convert)  # compiles the kernels

@@ -27,9 +27,9 @@ def kill(direction: str, source: Path, folder: Path, kills: int) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("direction", ["import", "export"])
+@pytest.mark.parametrize("direction", ["import", "bridge", "export"])
 def test_fifty_kills_each_way(direction: str, mxfp4_toy: Path, imported: Path, tmp_path: Path) -> None:
-    assert kill(direction, mxfp4_toy if direction == "import" else imported, tmp_path, 50).startswith("50 kills")
+    assert kill(direction, imported if direction == "export" else mxfp4_toy, tmp_path, 50).startswith("50 kills")
 
 
 def test_finished_files_are_not_written_again(mxfp4_toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
