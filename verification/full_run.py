@@ -69,16 +69,16 @@ def prove(subject: Subject, overrides: tuple[str, ...] = ()) -> Proof:
     launch = ("launch", RECIPE, *settings, "--runs", str(subject.folder / "runs"))
     run = subject.folder / "runs" / name
     shutil.rmtree(run, ignore_errors=True)
-    first = _Command(launch)
+    first = _Command(subject.folder / "first.log", launch)
     first.wait(until=lambda: _checkpoints(run))
-    second = _Command(launch)
+    second = _Command(subject.folder / "second.log", launch)
     second.wait()
     resumed = re.search(r"resumed at step (\d+)", second.output)
     if resumed is None:
         raise RuntimeError(f"the second launch did not go on from a checkpoint:\n{second.output[-3000:]}")
     peft = subject.folder / "peft"
     shutil.rmtree(peft, ignore_errors=True)
-    converted = _Command(("convert", "adapter", str(run), str(peft)))
+    converted = _Command(subject.folder / "adapter.log", ("convert", "adapter", str(run), str(peft)))
     converted.wait()
     untouched, changed = _against_base(subject, run)
     rows = [json.loads(line) for line in (run / "finetune" / "history.jsonl").read_text().splitlines()]
@@ -98,13 +98,13 @@ def prove(subject: Subject, overrides: tuple[str, ...] = ()) -> Proof:
 class _Command:
     """A nemo-run command, its output, and the highest memory of it and of all processes below it."""
 
-    def __init__(self, arguments: tuple[str, ...]) -> None:
+    def __init__(self, log: Path, arguments: tuple[str, ...]) -> None:
         self.name, self.peak, self.output = arguments[0], 0, ""
-        self._process = psutil.Popen(
-            [*NEMO_RUN, *arguments], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        os.set_blocking(self._process.stdout.fileno(), False)
+        self._log, environment = log, os.environ | {"PYTHONPATH": str(ROOT)}
+        with log.open("w") as file:
+            self._process = psutil.Popen(
+                [*NEMO_RUN, *arguments], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+            )
 
     def wait(self, until: Callable[[], object] = lambda: False) -> None:
         """To its end; or kill all of it as soon as `until()` is true."""
@@ -130,9 +130,8 @@ class _Command:
         return []
 
     def _read(self) -> None:
-        if text := self._process.stdout.read():
-            self.output += text
-            print(text, end="", flush=True)
+        before, self.output = len(self.output), self._log.read_text(encoding="utf-8", errors="replace")
+        print(self.output[before:], end="", flush=True)
 
 
 def _memory(process: psutil.Process) -> int:
