@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ConfigurationError
+from common.foreign import file_in
+from common.yaml_text import parse_yaml
 from modeling.hf_config import FULL, SLIDING, GptOssConfig, megatron_arguments, published_config
 
 LORA = "megatron.bridge.peft.lora.LoRA"
@@ -120,8 +122,8 @@ def read_run_config(file: Path) -> dict[str, Any]:
         CheckpointError: it is missing or damaged.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        content = parse_yaml(file_in(file.parent, file.name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, ConfigurationError):
         content = None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} is missing or damaged: get the checkpoint again, or name its model with --like.")

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from common.errors import CheckpointError
+from common.foreign import file_in
 from converters.storage.checked_folder import load_saved
 
 RUN_CONFIG = "run_config.yaml"
@@ -80,7 +81,7 @@ def _latest(root: Path) -> tuple[str, Path]:
         if isinstance(step, torch.Tensor) and step.numel() == 1 and not step.is_floating_point():
             return f"iter_{int(step):07d}", root / LATEST
         raise CheckpointError(f"{root / LATEST} says no step: name the folder of an iteration.")
-    said = (root / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
+    said = file_in(root, TRACKER).read_text(encoding="utf-8", errors="replace").strip()
     if said == "release":
         return said, root / TRACKER
     if not said.isdecimal():

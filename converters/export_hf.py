@@ -13,6 +13,7 @@ import torch
 
 from common.artifacts import FINISHED, write_text
 from common.errors import CheckpointError, ConfigurationError
+from common.foreign import file_in
 from common.progress import Progress, TensorCounter, quiet
 from common.values import parse_size
 from converters.finite import ensure_finite
@@ -145,7 +146,7 @@ class Source:
         # in the order of precedence: of this package's checkpoint, of a run config, of a Hugging Face folder
         self.config_file = folder.config_file if folder.config_file.is_file() else folder.settings
         if raw is None:
-            self.config_file = like / "config.json"
+            self.config_file = file_in(like, "config.json")
             if not self.config_file.is_file():
                 raise CheckpointError(f"{like} holds no config.json of its model: name the imported base with --like.")
             raw = GptOssConfig.from_file(self.config_file).raw

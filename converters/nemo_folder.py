@@ -79,7 +79,7 @@ class MegatronFolder:
         Raises:
             CheckpointError: the run config is damaged, or describes no gpt-oss.
         """
-        if self.config_file.is_file():
+        if file_in(self.config_file.parent, self.config_file.name).is_file():
             return GptOssConfig.from_file(self.config_file).raw
         return hf_config_of(self.settings) if self.bridge and self.settings.is_file() else None
 
@@ -122,7 +122,7 @@ def config_of(import_: Path, remedy: str) -> GptOssConfig:
 def checkpoint_identity(checkpoint: Path) -> dict[str, Any]:
     """Hashes, sizes and times of a checkpoint's files, for fingerprints."""
     folder = MegatronFolder.find(checkpoint)
-    files = sorted(folder.weights.iterdir())
+    files = sorted(file for file in folder.weights.iterdir() if not file.is_dir())  # an iteration has hf/, tokenizer/
     if not folder.bridge:
         files.append(folder.beside / "io.json")
     return {f"{checkpoint}/{name}": value for name, value in source_files(files).items()}

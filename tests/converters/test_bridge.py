@@ -156,7 +156,7 @@ def test_a_run_config_with_the_layers_fields_apart(copy: Path, bridge: Path) -> 
     ("change", "sentence"),
     [
         ({"softmax_type": "vanilla"}, "describes no gpt-oss"),
-        ({"num_moe_experts": None}, "field of the wrong kind"),
+        ({"num_moe_experts": None}, "num_local_experts is None, not a whole number"),
         ({"kv_channels": "delete"}, "says nothing usable of kv_channels"),
         ({"window_size": None}, "says nothing usable of window_size"),
     ],
