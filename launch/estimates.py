@@ -13,7 +13,6 @@ from planning.ranking import Cluster, advice, rank_layouts
 from recipes.schema.recipe import Recipe, plan_of
 
 OPTIMIZER_BYTES = 12  # fp32 master weight and Adam's two moments, a parameter trained
-_EXPORTED = {"bf16": 2, "fp32": 4, "mxfp4": 2}  # bytes a parameter; MXFP4 takes less
 ROOM = 10**9  # tokenizers, tickets, logs, reports
 
 
@@ -58,5 +57,6 @@ def disk_of(recipe: Recipe, todo: Sequence[Stage]) -> int:
     if "finetune" in names:
         total += ROOM if recipe.peft else 3 * weights * (held + OPTIMIZER_BYTES)
     if "export" in names:
-        total += weights * _EXPORTED[recipe.export.weights]
+        packed, precision = recipe.export.weights == "mxfp4", "fp32" if recipe.export.weights == "fp32" else "bf16"
+        total += base_bytes(replace(plan, packed_experts=packed, precision=precision))
     return total

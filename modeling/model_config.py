@@ -40,10 +40,13 @@ class CorrectedGptOssConfig(GPTOSSConfig):
     Attributes:
         packed_experts: experts stay MXFP4 in memory (`modeling.packed_experts`), for a checkpoint that has them so.
         decoded_expert_bytes: memory that decoded ones may take at a time.
+        filled_by_checkpoint: no weight gets random values first, which on a CPU takes three times the memory of the
+            vocabulary's matrices, in fp32; adapters that are put on the model later get theirs.
     """
 
     packed_experts: bool = False
     decoded_expert_bytes: int = 2**29
+    filled_by_checkpoint: bool = False
 
     def configure_model(self, *args: Any, **kwargs: Any) -> Any:
         """Build this rank's part of the model, before DDP wraps it."""
@@ -54,7 +57,12 @@ class CorrectedGptOssConfig(GPTOSSConfig):
         of_torch = self.packed_experts or self.attention_backend == AttnBackend.local
         if of_torch and self.transformer_layer_spec is not local_block_spec:
             self.transformer_layer_spec = engine_block_spec  # pyright: ignore[reportAttributeAccessIssue]
-        return correct_gradients(super().configure_model(*args, **kwargs))
+        wanted = self.perform_initialization
+        self.perform_initialization = wanted and not self.filled_by_checkpoint
+        try:
+            return correct_gradients(super().configure_model(*args, **kwargs))
+        finally:
+            self.perform_initialization = wanted  # the model's modules, and so its adapters', keep this very object
 
 
 def nemo_config(

@@ -16,6 +16,7 @@ ON_CPU = cpu_backend.activate()  # before the imports below: NeMo and Megatron-c
 
 from lightning.pytorch.callbacks import EarlyStopping  # noqa: E402
 from megatron.core import dist_checkpointing  # noqa: E402
+from megatron.core.optimizer import Adam  # noqa: E402
 from megatron.core.transformer.enums import AttnBackend  # noqa: E402
 from nemo import lightning as nl  # noqa: E402
 from nemo.collections import llm  # noqa: E402
@@ -43,6 +44,9 @@ from training.callbacks.preemption import SaveOnSigterm  # noqa: E402
 from training.callbacks.step_metrics import StepMetrics  # noqa: E402
 from training.loggers import loggers_of  # noqa: E402
 
+# megatron-core 0.15.3 takes torch's AdamW where it finds neither Transformer Engine's nor apex's, and cannot save that
+# one sharded: its state has a scalar (distrib_optimizer.py, sharded_param_state_dp_reshardable).
+SHARDS_OPTIMIZER = Adam is not torch.optim.AdamW
 MIXED_PRECISION: dict[Precision, Literal["bf16-mixed", "32"]] = {"bf16": "bf16-mixed", "fp32": "32"}
 
 
@@ -120,6 +124,7 @@ class Training:
     def _model_config(self) -> Any:
         overrides = dict(self.recipe.model.config.arguments)
         overrides["packed_experts"] = self._packed_experts()
+        overrides["filled_by_checkpoint"] = True
         machine, data = attention.this_machine(), self.recipe.data
         backend = attention.attention_backend(
             machine, packed=data.packed, precision=self.recipe.model.precision, context=self.recipe.layout.context
@@ -162,12 +167,13 @@ class Training:
         """The recipe's optimizer in the model's precision; a schedule that names no length covers the training."""
         optim, steps = self.recipe.optim, self.recipe.max_steps
         mixed = self.recipe.model.precision == "bf16"  # fp32 master weights, sharded over the data-parallel ranks
+        derived = {"bf16": mixed, "use_distributed_optimizer": mixed and SHARDS_OPTIMIZER}
         config = optim.arguments["config"]
-        parts = {"config": config.build(**({"bf16": mixed, "use_distributed_optimizer": mixed} | config.arguments))}
+        parts = {"config": config.build(**(derived | config.arguments))}
         schedule = optim.arguments.get("lr_scheduler")
         if isinstance(schedule, Deferred):
-            derived = {"max_steps": steps, "warmup_steps": max(1, steps // 20)}
-            parts["lr_scheduler"] = schedule.build(**(derived | schedule.arguments))
+            length = {"max_steps": steps, "warmup_steps": max(1, steps // 20)}
+            parts["lr_scheduler"] = schedule.build(**(length | schedule.arguments))
         return optim.build(**parts)
 
     def _step_metrics(self) -> StepMetrics:

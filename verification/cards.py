@@ -24,7 +24,7 @@ class Card:
 
     Attributes:
         found: the value as the table shows it.
-        seconds: that it took.
+        seconds: that it took; 0 on cards of before, which were kept by hand.
         hardware, versions, date: where, with what, when.
     """
 

@@ -9,12 +9,14 @@ import pytest
 
 from common.errors import LaunchError
 from launch import failures, preflight, run_status
+from launch.estimates import disk_of
 from launch.executors import slurm_jobs, tunnel
 from launch.executors.build import arguments_for
 from launch.executors.profiles import load_profile
 from launch.launch_plan import LaunchPlan
 from pipeline.loading import make_run
 from pipeline.pending import Selection
+from pipeline.stage import stages_of
 from tests.conftest import REPOSITORY, nemo_run
 
 TINY = REPOSITORY / "recipes" / "gpt_oss_tiny_lora.py"
@@ -98,6 +100,14 @@ def test_docker_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("store")
+def test_disk_of_a_run_that_stays_mxfp4() -> None:
+    """13.8 GB each for the base and the export: blocks, scales, and 2.4 GB in bf16 beside them."""
+    run = make_run(REPOSITORY / "recipes" / "gpt_oss_20b_lora.py", ["preset=cpu"], Path("runs"))
+    assert disk_of(run.recipe, stages_of(run.recipe)) == pytest.approx(2 * 13.8e9 + 2e9, rel=0.01)
+    bf16 = make_run(REPOSITORY / "recipes" / "gpt_oss_20b_lora.py", [], Path("runs"))
+    assert disk_of(bf16.recipe, stages_of(bf16.recipe)) == pytest.approx(13.8e9 + 41.8e9 + 2e9, rel=0.01)
+
+
 def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "_free", lambda path, tunnel: 10 * 10**9)
     for overrides, base in (((), 13.8), (("model.experts=bf16",), 41.8)):
