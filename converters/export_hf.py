@@ -81,6 +81,7 @@ def export_checkpoint(
     weights: str = "auto",
     shard_size: str = "5GB",
     like: Path | None = None,
+    title: str = "",
     usage: str = "",
     progress: Progress = quiet,
 ) -> Path:
@@ -93,6 +94,7 @@ def export_checkpoint(
             MXFP4, experts that training did not touch get their original blocks and scales back, byte for byte.
         like: our import (or the Hugging Face folder) that gives config.json and the tokenizer, where `nemo` is a
             checkpoint that NeMo saved and holds neither.
+        title: of the model card; the checkpoint's name by default.
         usage: Markdown for the end of the model card.
         progress: called after every tensor.
     Raises:
@@ -112,6 +114,7 @@ def export_checkpoint(
         "files": source.identity() | (checkpoint_identity(adapter) if adapter else {}),
         "weights": weights,
         "shard_size": limit,
+        "title": title,
         "usage": usage,
     }
     if is_done(out, inputs):
@@ -125,7 +128,7 @@ def export_checkpoint(
         details |= {"nemo": str(nemo), "adapter": str(adapter) if adapter else None}
         if weights == MXFP4:
             details |= {"kept": export.quantization.kept, "relative_errors": export.quantization.relative_errors()}
-        _write_files(source, folder, export, details, usage)
+        _write_files(source, folder, export, details, title or nemo.name, usage)
     return out
 
 
@@ -259,14 +262,16 @@ def _exact(value: torch.Tensor, scales: np.ndarray, order: np.ndarray) -> np.nda
     return requantize(bf16.contiguous().view(torch.int16).numpy().view(np.uint16), scales, order)
 
 
-def _write_files(source: Source, folder: Path, export: _Export, details: dict[str, Any], usage: str) -> None:
+def _write_files(
+    source: Source, folder: Path, export: _Export, details: dict[str, Any], title: str, usage: str
+) -> None:
     assert source.config_file is not None
     _write_config(source.config_file, folder / "config.json", export)
     beside = source.config_file.parent
     copy_files((GENERATION, *LICENSES), beside, folder)
     copy_files(TOKENIZER_FILES, source.tokenizer, folder)
     storage = MXFP4 if export.mxfp4 else str(export.plain_dtype(TABLE[0])).removeprefix("torch.")
-    (folder / "README.md").write_text(card_text(source.nemo, source.like, storage, details, usage))
+    (folder / "README.md").write_text(card_text(title, source.nemo, source.like, storage, details, usage))
 
 
 def _write_config(original: Path, target: Path, export: _Export) -> None:

@@ -77,7 +77,7 @@ def import_checkpoint(
         copy_files((GENERATION, *LICENSES), reader.folder, context)
         _write_config(reader, context / CONFIG)
         write_context(context, reader.config, packed_experts=packed)
-        details |= {"source": str(hf), "sha256": hashes.result()}
+        details |= {"source": _source(hf), "sha256": hashes.result()}
     return nemo
 
 
@@ -89,6 +89,11 @@ def has_mxfp4(hf: str | Path) -> bool:
 def is_imported(hf: str | Path, nemo: Path) -> bool:
     """Whether `nemo` is whole and was made from these very files with bf16 experts."""
     return is_done(nemo, _inputs(HfReader(find(hf)), packed=False))
+
+
+def _source(hf: str | Path) -> str:
+    """A Hub id as it is, a folder with its whole path, so that neither is taken for the other elsewhere."""
+    return str(Path(hf).absolute()) if Path(hf).exists() else str(hf)
 
 
 def _inputs(reader: HfReader, *, packed: bool) -> dict[str, Any]:

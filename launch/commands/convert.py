@@ -21,6 +21,13 @@ class Experts(StrEnum):
     mxfp4 = "mxfp4"
 
 
+class Layout(StrEnum):
+    """`converters.peft.expert_layouts.ExpertLayout`, whose module takes torch: the command line answers without."""
+
+    transformers5 = "transformers5"
+    transformers4 = "transformers4"
+
+
 app = typer.Typer(help="Move gpt-oss checkpoints between Hugging Face and NeMo, without a GPU.", no_args_is_help=True)
 
 
@@ -65,7 +72,7 @@ def export(
     from pipeline.run_folder import is_run
 
     started = time.perf_counter()
-    usage = ""
+    usage, title = "", source.resolve().name
     if is_run(source):
         from pipeline.checkpoints import exported_parts
         from serving.usage import usage_of
@@ -82,6 +89,7 @@ def export(
             weights=weights,
             shard_size=shard_size,
             like=like,
+            title=title,
             usage=usage,
             progress=progress,
         )
@@ -104,20 +112,33 @@ def adapter(
     base: Annotated[
         Path | None, typer.Option(help="Our import of the base; an adapter checkpoint knows what it was trained on.")
     ] = None,
+    layout: Annotated[
+        Layout | None,
+        typer.Option(
+            help="Experts' layout: transformers5 (the default) for PEFT with transformers 5, PEFT 0.17 and vLLM; "
+            "transformers4 for newer PEFT with transformers 4.57. To read a PEFT folder, only where it does not tell."
+        ),
+    ] = None,
 ) -> None:
     """NeMo adapter → Hugging Face PEFT folder, or back, by what the first argument is.
 
     Example: nemo-run convert adapter runs/gpt_oss_20b_lora peft-adapter/
     """
-    from converters.peft import export_adapter, import_adapter, is_peft
+    from common.artifacts import read_manifest
+    from converters.peft.expert_layouts import NOTE, ExpertLayout
+    from converters.peft.export_peft import export_adapter
+    from converters.peft.import_peft import import_adapter, is_peft
     from pipeline.run_folder import is_run
 
     started = time.perf_counter()
+    of_experts = ExpertLayout(layout) if layout else None
     if is_peft(source):
         if base is None:
             raise ConfigurationError("--base is missing: name the import of the model that this adapter belongs to.")
-        import_adapter(source, out, base=base)
+        import_adapter(source, out, base=base, layout=of_experts)
+        done = "read"
     else:
+        title = source.resolve().name
         if is_run(source):
             from pipeline.checkpoints import exported_parts
 
@@ -125,8 +146,12 @@ def adapter(
             if tuned.adapter is None:
                 raise ConfigurationError(f"{source} trained the whole model, without an adapter: use convert export.")
             source, base = tuned.adapter, tuned.like
-        export_adapter(source, out, base=base)
+        export_adapter(source, out, base=base, layout=of_experts or ExpertLayout.transformers5, title=title)
+        done = "written"
     _wrote(out, started)
+    manifest = read_manifest(out)
+    if manifest and (of_experts := manifest.details[NOTE]):
+        print(f"experts {done} in the layout of {of_experts}: {ExpertLayout(of_experts).words}")
 
 
 @app.command("verify")

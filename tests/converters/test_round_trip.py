@@ -38,7 +38,8 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
-from converters.peft import export_adapter, import_adapter
+from converters.peft.export_peft import export_adapter
+from converters.peft.import_peft import import_adapter
 from converters.verify import compare_checkpoints
 
 hf, base, adapter, out = map(Path, sys.argv[1:])
@@ -223,7 +224,10 @@ def test_exports_load_in_transformers_and_give_the_same_logits(
     assert tokenizer.apply_chat_template([{"role": "user", "content": "t5"}], tokenize=False) == "t5"
     card = (out / "README.md").read_text()
     assert "| stored as | " in card
-    assert str(mxfp4_toy) in card
+    assert "\n# nemo\n" in card
+    assert "| base | mxfp4 |" in card
+    assert str(tmp_path.parent) not in card
+    assert str(mxfp4_toy.parent) not in card, "where a folder lies on this machine is nobody's business"
 
 
 def test_converting_again_does_nothing(imported: Path, mxfp4_toy: Path, tmp_path: Path) -> None:
