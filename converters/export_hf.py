@@ -188,11 +188,11 @@ class _Export:
     def groups(self) -> list[Group]:
         return [self._group(entry, layer) for entry, layer in layers_of(self.config)]
 
-    def plain_dtype(self, entry: Entry) -> torch.dtype:
+    def plain_dtype(self, entry: Entry, layer: int = 0) -> torch.dtype:
         """Dtype of a tensor that is not MXFP4: bf16 in an MXFP4 export, else as requested, else the checkpoint's."""
         if self.mxfp4:
             return torch.bfloat16
-        return self.dtype or self.source.reader.dtype(entry)
+        return self.dtype or self.source.reader.dtype(entry, layer)
 
     def _group(self, entry: Entry, layer: int) -> Group:
         names = [name.format(layer=layer) for name in entry.hf]
@@ -200,7 +200,7 @@ class _Export:
         where = list(places(entry, self.config, layer))
         if entry.is_expert_matrix and self.mxfp4:
             return self._mxfp4_group(entry, names[0], shapes[0], where)
-        dtype = self.plain_dtype(entry)
+        dtype = self.plain_dtype(entry, layer)
         if entry.per_expert:
             # plain experts are stored transposed: (E, in, out)
             shapes = ((self.config.num_experts, *reversed(shapes[0])),)

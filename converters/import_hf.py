@@ -26,12 +26,14 @@ from converters.output_folder import (
     LICENSES,
     TOKENIZER_FILES,
     copy_files,
+    copy_tokenizer,
     is_done,
     resumable_folder,
     source_files,
 )
 from converters.storage.nemo_weights import PREFIX, Piece, write_weights
 from converters.storage.safetensors_files import Group, Slab, TensorSpec, write_file
+from modeling.hf_config import old_fields
 from modeling.mxfp4 import BLOCK
 
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -73,7 +75,7 @@ def import_checkpoint(
             write_file(folder / SCALES_FILE, scales, count)
         write_weights(folder / "weights", pieces, empty_states(reader.config, packed=packed), count)
         context = folder / "context"
-        copy_files(TOKENIZER_FILES, tokenizer, context / TOKENIZER)
+        copy_tokenizer(tokenizer, context / TOKENIZER)
         copy_files((GENERATION, *LICENSES), reader.folder, context)
         _write_config(reader, context / CONFIG)
         write_context(context, reader.config, packed_experts=packed)
@@ -179,8 +181,9 @@ def _scales_of(reader: HfReader, entry: Entry, place: Place, name: str) -> list[
 
 
 def _write_config(reader: HfReader, file: Path) -> None:
-    """config.json byte for byte, unless it had to be translated."""
-    if reader.openai:
-        file.write_text(json.dumps(reader.config_json, indent=2, sort_keys=True) + "\n")
+    """config.json byte for byte, unless it is OpenAI's or says in the fields of transformers 5 what 4 would not see."""
+    config = old_fields(reader.config_json)
+    if reader.openai or config != reader.config_json:
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     else:
         file.write_bytes((reader.folder / "config.json").read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,11 +12,13 @@ from typing import Any
 from common import artifacts
 from common.artifacts import FINISHED
 from common.errors import CheckpointError, NemoRunError
+from common.hf_tokenizer import old_settings, special_tokens
 
+TOKENIZER_SETTINGS, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+    TOKENIZER_SETTINGS,
+    SPECIAL_TOKENS,
     "chat_template.jinja",
     "added_tokens.json",
 )
@@ -100,6 +103,15 @@ def _identity(file: Path) -> dict[str, Any]:
     if status.st_size < 2**25:
         return {"sha256": artifacts.hash_file(file)}
     return {"bytes": status.st_size, "modified": status.st_mtime_ns}
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a tokenizer; the settings that transformers 5 wrote come in the fields that transformers 4 reads too."""
+    copy_files(TOKENIZER_FILES, source, target)
+    raw = json.loads((source / TOKENIZER_SETTINGS).read_text(encoding="utf-8"))
+    if (settings := old_settings(raw)) != raw:
+        for name, content in ((TOKENIZER_SETTINGS, settings), (SPECIAL_TOKENS, special_tokens(settings))):
+            (target / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_files(names: tuple[str, ...], source: Path, target: Path) -> None:

@@ -22,8 +22,8 @@ def environment(program: str) -> dict[str, str]:
     folder = REPOSITORY / ".foreign" / program
     if program != OWN and not (folder / ".installed").is_file():
         pytest.skip(f".foreign/{program} is not there: make foreign-env fetches it (160 MB for all)")
-    path = str(folder) if program != OWN else ""
-    return os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join(map(str, [REPOSITORY] if program == OWN else [folder, REPOSITORY]))
+    return os.environ | {"PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
 def peft_jobs(program: str, jobs: Sequence[dict[str, Any]], folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
@@ -35,6 +36,14 @@ def in_nemo(task: str, folder: Path, *layouts: Sizes) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+def in_fp32(hf: Path, name: str) -> None:
+    """Give one layer's weight a dtype of its own, and values that bf16 cannot hold."""
+    (file,) = hf.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors[name] = tensors[name].float() * 1.001
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
 def transformers_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
     from evaluation.transformers_model import load
 
@@ -46,6 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MXFP4 model with layers for two pipeline stages, its import, adapters, and tokens longer than the window."""
     folder = tmp_path_factory.mktemp("in_nemo")
     hf = write_model(folder / "hf", SIZES | {"num_hidden_layers": 4, "num_local_experts": 6})
+    in_fp32(hf, "model.layers.1.self_attn.o_proj.weight")
     nemo = import_checkpoint(hf, folder / "nemo")
     import_checkpoint(hf, folder / "packed", experts="mxfp4")
     write_adapter(folder / "adapter-everything", nemo, router=True)

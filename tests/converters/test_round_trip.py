@@ -191,7 +191,7 @@ def test_shards_stay_below_their_size(imported: Path, tmp_path: Path) -> None:
 
 
 def test_dtypes_are_kept_one_by_one(model: Callable[..., Path], tmp_path: Path, tensors: Tensors, same: Same) -> None:
-    """A router stored in fp32 stays fp32 and exact, though everything else is bf16."""
+    """Routers stored in fp32 stay fp32 and exact, and so do one layer's weights, though everything else is bf16."""
     from safetensors.torch import load_file, save_file
 
     hf = model(tmp_path / "hf", weights="bf16")
@@ -200,9 +200,20 @@ def test_dtypes_are_kept_one_by_one(model: Callable[..., Path], tmp_path: Path, 
     for layer in range(3):
         name = f"model.layers.{layer}.mlp.router.weight"
         stored[name] = torch.randn(stored[name].shape)
+    for name in (
+        "self_attn.o_proj.weight",
+        "self_attn.sinks",
+        "mlp.experts.down_proj",
+        "mlp.experts.gate_up_proj_bias",
+    ):
+        stored[f"model.layers.1.{name}"] = torch.randn(stored[f"model.layers.1.{name}"].shape)
     save_file(stored, file, metadata={"format": "pt"})
-    back = export_checkpoint(import_checkpoint(hf, tmp_path / "nemo"), tmp_path / "back")
+    nemo = import_checkpoint(hf, tmp_path / "nemo")
+    report = compare_checkpoints(hf, nemo)
+    assert (report.same, report.equal) == (True, 42)
+    back = export_checkpoint(nemo, tmp_path / "back")
     assert same(tensors(back), stored)
+    assert json.loads((back / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "mxfp4"])
