@@ -103,7 +103,9 @@ def _inputs(reader: HfReader, *, packed: bool) -> dict[str, Any]:
     small = [reader.folder / name for name in ("config.json", GENERATION)]
     small += [reader.tokenizer / name for name in TOKENIZER_FILES]
     inputs = {"kind": "import", "files": source_files([*small, *reader.files.files])}
-    return inputs | ({"experts": "mxfp4"} if packed else {})
+    inputs |= {"experts": "mxfp4"} if packed else {}
+    # imports of before kept such a folder's files, which nothing here could use
+    return inputs | ({"fields": "transformers 4"} if old_fields(reader.config.raw) != reader.config.raw else {})
 
 
 class _Hashes:

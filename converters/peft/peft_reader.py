@@ -25,6 +25,7 @@ from converters.storage.safetensors_files import SafetensorsReader
 from modeling.hf_config import GptOssConfig
 
 ADAPTER = "adapter_model.safetensors"
+_PICKLE = "adapter_model.bin"
 _Shape = tuple[int, ...]
 
 
@@ -58,6 +59,8 @@ class PeftReader:
     def __init__(self, folder: Path, config: GptOssConfig, layout: ExpertLayout | None = None) -> None:
         self.folder, self.config = folder, config
         self.settings = LoraSettings(folder)
+        if not (folder / ADAPTER).is_file() and (folder / _PICKLE).is_file():
+            raise CheckpointError(f"{folder / _PICKLE} is a pickle, which can run code: save it again with PEFT ≥ 0.5.")
         self.files = SafetensorsReader(folder / ADAPTER)
         self._known: set[str] = set()
         layers = range(config.num_layers)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import REPOSITORY, run_to_its_end
 
@@ -33,3 +34,14 @@ def peft_jobs(program: str, jobs: Sequence[dict[str, Any]], folder: Path) -> Non
     script = Path(__file__).parent / "foreign" / "peft_jobs.py"
     done = run_to_its_end([sys.executable, str(script), str(file)], env=environment(program), timeout=300, cwd=folder)
     assert done.status == 0, done.err[-4000:]
+
+
+def vllm_factors(peft: Path, config: Path, folder: Path) -> dict[str, Any]:
+    """What `foreign/vllm_lora.py` read of an adapter; skip where `make serving-env` has not been run."""
+    python, out = REPOSITORY / ".serving" / "bin" / "python", folder / "vllm.pt"
+    if not python.is_file():
+        pytest.skip("vLLM is not there: make serving-env installs it (2 GB)")
+    command = [python, Path(__file__).parent / "foreign" / "vllm_lora.py", peft, config, out]
+    done = run_to_its_end(list(map(str, command)), env=os.environ | {"PYTHONPATH": ""}, timeout=300, cwd=folder)
+    assert done.status == 0, done.err[-4000:]
+    return torch.load(out)

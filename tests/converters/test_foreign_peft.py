@@ -12,14 +12,16 @@ import torch
 from common.errors import CheckpointError
 from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
-from converters.lora import LINEAR_IN, Adapter
+from converters.lora import LINEAR_IN, LINEAR_OUT, Adapter
+from converters.mapping import Place
 from converters.peft.expert_layouts import ExpertLayout
 from converters.peft.export_peft import export_adapter
 from converters.peft.import_peft import import_adapter
+from converters.peft.module_names import ADAPTED
 from modeling.hf_config import GptOssConfig
-from tests.converters.adapters import write_adapter
+from tests.converters.adapters import RANK, write_adapter
 from tests.converters.conftest import SIZES, write_model
-from tests.converters.foreign_programs import OWN, PEFT017, TRANSFORMERS5, peft_jobs
+from tests.converters.foreign_programs import OWN, PEFT017, TRANSFORMERS5, peft_jobs, vllm_factors
 
 READS = {
     OWN: ExpertLayout.transformers4,
@@ -114,6 +116,25 @@ def test_a_program_computes_what_the_merged_export_computes(
     for found, merged in exported(program).values():
         assert (merged - untouched).abs().max() > 0.1, "an adapter without effect would prove nothing"
         assert_close(found, merged)
+
+
+def test_vllm_reads_the_factors_of_every_expert(imported: Path, bf16_toy: Path, tmp_path: Path) -> None:
+    """By its own reader and its own split among the experts, up to the buffers of its kernels."""
+    adapter = write_adapter(tmp_path / "adapter", imported)
+    read = vllm_factors(export_adapter(adapter, tmp_path / "peft"), bf16_toy / "config.json", tmp_path)
+    config = GptOssConfig.from_file(bf16_toy)
+    opened = Adapter.open(adapter, config)
+    experts = [entry for entry in ADAPTED if entry.per_expert]
+    assert sorted(read) == [f"model.layers.{layer}.mlp.experts" for layer in range(config.num_layers)]
+    for layer in range(config.num_layers):
+        lora_a, lora_b, scale = read[f"model.layers.{layer}.mlp.experts"]
+        assert scale == opened.alpha / RANK
+        for entry, found_a, found_b in zip(experts, lora_a, lora_b, strict=True):
+            for expert in range(config.num_experts):
+                place = Place((layer, expert))
+                assert torch.equal(found_a[expert], opened.factor(entry, place, LINEAR_IN))
+                (rows,) = entry.to_hf(opened.factor(entry, place, LINEAR_OUT), config)
+                assert torch.equal(found_b[expert], rows)
 
 
 # ---- PEFT → NeMo ---------------------------------------------------------------------------------------------------

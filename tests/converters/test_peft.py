@@ -205,6 +205,13 @@ def test_what_nemo_cannot_hold_is_an_error(
     assert not (tmp_path / "back").exists()
 
 
+def test_a_pickle_is_not_opened(imported: Path, tmp_path: Path) -> None:
+    peft = export_adapter(write_adapter(tmp_path / "adapter", imported), tmp_path / "peft")
+    (peft / "adapter_model.safetensors").rename(peft / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"adapter_model.bin is a pickle, which can run code"):
+        import_adapter(peft, tmp_path / "back", base=imported)
+
+
 def test_the_adapter_of_another_model_is_an_error(imported: Path, tmp_path: Path, model: Callable[..., Path]) -> None:
     from converters.import_hf import import_checkpoint
 
