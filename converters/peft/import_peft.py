@@ -151,8 +151,8 @@ class _Fused:
 
 def _have_one_input(parts: list[Factors | None]) -> bool:
     """Whether all parts of a weight, of which query, key and value have three, have the same lora_A."""
-    inputs = [part.linear_in() for part in parts if part is not None]
-    return all(torch.equal(inputs[0], other) for other in inputs[1:])
+    whole = [part for part in parts if part is not None]
+    return all(torch.equal(whole[0].linear_in(), other.linear_in()) for other in whole[1:])
 
 
 def _piece(
