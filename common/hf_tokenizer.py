@@ -19,7 +19,7 @@ def open_tokenizer(name: str) -> Any:
 
     settings = get_tokenizer_config(name)
     if settings.get("tokenizer_class") != _NEWER or hasattr(transformers, _NEWER):
-        return transformers.AutoTokenizer.from_pretrained(name)
+        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # else it is said that the classes have different names
     try:

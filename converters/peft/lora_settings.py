@@ -8,10 +8,11 @@ import re
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common.errors import CheckpointError
 
+T = TypeVar("T")
 SETTINGS = "adapter_config.json"
 MERGE = "merge it with PEFT (PeftModel.merge_and_unload), save the model, and import that"
 
@@ -43,26 +44,26 @@ class LoraSettings:
         self.file = folder / SETTINGS
         try:
             self.raw: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
-            self.rank, self._alpha = int(self.raw["r"]), Fraction(self.raw["lora_alpha"])
-            self._ranks: Mapping[str, int] = dict(self.raw.get("rank_pattern") or {})
-            self._alphas: Mapping[str, float] = dict(self.raw.get("alpha_pattern") or {})
-        except (OSError, ValueError, KeyError, TypeError):
+            self._rank, self._alpha = _rank(self.raw["r"]), Fraction(self.raw["lora_alpha"])
+            self._ranks = {_pattern(key): _rank(value) for key, value in _fields(self.raw, "rank_pattern")}
+            self._alphas = {_pattern(key): Fraction(value) for key, value in _fields(self.raw, "alpha_pattern")}
+            self._parameters = [str(name) for name in self.raw.get("target_parameters") or []]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, re.error):
             raise CheckpointError(f"{self.file} is missing or damaged: name a PEFT folder.") from None
         self._refuse_what_is_no_lora()
 
     def rank_of(self, module: str) -> int:
         """Rank of a module's adapter, by its name in the base model, such as model.layers.0.self_attn.q_proj."""
-        return int(_by_pattern(self._ranks, module, self.rank))
+        return _first(self._ranks, module, self._rank)
 
     def scale_of(self, module: str) -> Fraction:
         """Factor of lora_B · lora_A: alpha / r, or alpha / √r where rsLoRA is used."""
-        alpha, rank = Fraction(_by_pattern(self._alphas, module, self._alpha)), self.rank_of(module)
+        alpha, rank = _first(self._alphas, module, self._alpha), self.rank_of(module)
         return Fraction(float(alpha) / math.sqrt(rank)) if self.raw.get("use_rslora") else alpha / rank
 
     def adapts(self, parameter: str) -> bool:
         """Whether a parameter of the base model has a wrapper of its own, as the experts' have."""
-        ends = [str(name) for name in self.raw.get("target_parameters") or []]
-        return any(parameter == end or parameter.endswith("." + end) for end in ends)
+        return any(parameter == end or parameter.endswith("." + end) for end in self._parameters)
 
     def _refuse_what_is_no_lora(self) -> None:
         kind, start = self.raw.get("peft_type", "LORA"), self.raw.get("init_lora_weights", True)
@@ -82,6 +83,20 @@ class LoraSettings:
             raise CheckpointError(f"{self.file} trains biases (bias={bias!r}), and NeMo's LoRA has none: {MERGE}.")
 
 
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that ends the module's name, as PEFT matches (peft 0.21, `get_pattern_key`)."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+def _fields(raw: dict[str, Any], name: str) -> list[tuple[str, Any]]:
+    return list((raw.get(name) or {}).items())
+
+
+def _rank(value: Any) -> int:
+    if int(value) < 1:
+        raise ValueError(value)
+    return int(value)
+
+
+def _pattern(key: str) -> re.Pattern[str]:
+    """Of the modules that a key means: those whose names end so (peft 0.21, `get_pattern_key`)."""
+    return re.compile(rf"(.*\.)?({key})$")
+
+
+def _first(patterns: Mapping[re.Pattern[str], T], module: str, default: T) -> T:
+    return next((value for pattern, value in patterns.items() if pattern.match(module)), default)
