@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def _config(folder: Path) -> Any:
     """The configuration of a folder, in whose file transformers 4 would not see the RoPE that transformers 5 wrote."""
     import transformers
 
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if transformers.__version__.startswith("4."):
+        raw, _ = transformers.PretrainedConfig.get_config_dict(folder)
         return transformers.AutoConfig.for_model(**old_fields(raw))
     return transformers.AutoConfig.from_pretrained(folder)

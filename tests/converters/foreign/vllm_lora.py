@@ -4,6 +4,9 @@ OUT gets, by module, lora_a (E, r, in) and lora_b (E, out, r) of gate_up_proj an
 manager is built: its kernels for experts want a GPU.
 """
 
+# pyright: reportMissingImports=false
+# it runs in the server's environment, not in .venv
+
 from __future__ import annotations
 
 import json
