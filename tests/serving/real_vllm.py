@@ -16,6 +16,8 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
+VOCABULARY = REPOSITORY.parent / "shared" / "data" / "tokenizer"
+"""gpt-oss's own, by which vLLM renders chats; it lies beside the repository where somebody put it."""
 VLLM = REPOSITORY / ".serving" / "bin" / "vllm"
 
 
@@ -43,6 +45,7 @@ class Served:
         self._log = log
         words = ["serve", str(folder), "--port", str(port), "--vllm", str(require_vllm()), *options]
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+        environment |= {"TIKTOKEN_ENCODINGS_BASE": str(VOCABULARY)} if VOCABULARY.is_dir() else {}
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "launch.cli", *words], cwd=REPOSITORY, env=environment, stdout=file, stderr=file
