@@ -45,8 +45,19 @@ def line(step: str, size: int, cost: Cost, plain: tuple[float, float] | None = N
     print(f"{step:16} {size / 1e9:7.2f} {cost.seconds:8.1f} {cost.cpu:7.1f} {speed:6.2f} {memory} {ratios}", flush=True)
 
 
-def convert_all(model: str, layers: int | None, folder: Path) -> None:
-    """Import, export as MXFP4 and as bf16, verify each; what is verified goes, to make room."""
+def convert_all(model: str, layers: int | None, folder: Path) -> int:
+    """Import, export as MXFP4 and as bf16, verify each; what is verified goes, to make room.
+
+    Returns:
+        the highest memory in bytes that one of the commands allocated.
+    """
+    memory = []
+
+    def measured(*arguments: str | Path) -> Cost:
+        cost = run([*CONVERT, *arguments])
+        memory.append(cost.anonymous)
+        return cost
+
     hf, nemo, mxfp4, bf16 = (folder / name for name in ("hf", "nemo", "mxfp4", "bf16"))
     config = write_random_checkpoint(hf, model, layers)
     stored = size_of(hf)
@@ -56,24 +67,25 @@ def convert_all(model: str, layers: int | None, folder: Path) -> None:
     print(f"{head} {'write':>8} {'read+write':>10}   fsync, plain read: s")
 
     plain = plain_read(hf), plain_write(folder, plainly)
-    cost = run([*CONVERT, "import", hf, nemo])
+    cost = measured("import", hf, nemo)
     line("import", size_of(nemo), cost, plain)
-    line("verify HF NeMo", stored + size_of(nemo), run([*CONVERT, "verify", hf, nemo]))
+    line("verify HF NeMo", stored + size_of(nemo), measured("verify", hf, nemo))
 
     read = plain_read(nemo)
     plain = read, plain_write(folder, stored)
-    line("export mxfp4", stored, run([*CONVERT, "export", nemo, mxfp4, "--weights", "mxfp4"]), plain)
-    line("verify HF export", 2 * stored, run([*CONVERT, "verify", hf, mxfp4]))
+    line("export mxfp4", stored, measured("export", nemo, mxfp4, "--weights", "mxfp4"), plain)
+    line("verify HF export", 2 * stored, measured("verify", hf, mxfp4))
     shutil.rmtree(mxfp4)
     shutil.rmtree(hf)
 
     free = shutil.disk_usage(folder).free
     if free < plainly + 2 * 10**9:
         print(f"export bf16: left out, it needs {plainly / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: use --layers.")
-        return
+        return max(memory)
     plain = read, plain_write(folder, plainly)
-    line("export bf16", plainly, run([*CONVERT, "export", nemo, bf16, "--weights", "bf16"]), plain)
-    line("verify NeMo bf16", 2 * plainly, run([*CONVERT, "verify", nemo, bf16]))
+    line("export bf16", plainly, measured("export", nemo, bf16, "--weights", "bf16"), plain)
+    line("verify NeMo bf16", 2 * plainly, measured("verify", nemo, bf16))
+    return max(memory)
 
 
 def _bf16_bytes(config: object) -> int:

@@ -72,8 +72,8 @@ def _values(config: Any) -> int:
     return config.num_experts * 3 * config.hidden_size * config.ffn_size
 
 
-def compare(model: str, layers: int, tokens: int, steps: int, folder: Path) -> None:
-    """Print both, and the ratios."""
+def compare(model: str, layers: int, tokens: int, steps: int, folder: Path) -> bool:
+    """Print both, and the ratios; whether the losses are the same."""
     import subprocess
 
     from benchmarks.random_checkpoint import write_random_checkpoint
@@ -95,7 +95,9 @@ def compare(model: str, layers: int, tokens: int, steps: int, folder: Path) -> N
     bf16, packed = rows["bf16"], rows["mxfp4"]
     seconds = [statistics.median(row["seconds"]) for row in (packed, bf16)]
     print(f"ratio: memory {packed['peak'] / bf16['peak']:.2f}, step {seconds[0] / seconds[1]:.2f}")
-    print("losses: " + ("the same bits" if packed["losses"] == bf16["losses"] else "DIFFERENT"))
+    same = packed["losses"] == bf16["losses"]
+    print("losses: " + ("the same bits" if same else "DIFFERENT"))
+    return same
 
 
 def main() -> None:

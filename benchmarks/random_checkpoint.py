@@ -9,22 +9,37 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.gpt_oss_tokenizer import write_gpt_oss_tokenizer
 from converters.hf_reader import BLOCKS, SCALES
 from converters.mapping import Entry, Place, layers_of, places
 from converters.storage.safetensors_files import Group, Slab, TensorSpec, write_sharded
 from modeling.hf_config import GptOssConfig, published_config
 from modeling.mxfp4 import BLOCK
 
+_SPREADS = {"norm": (1.0, 0.1), "sinks": (0.0, 1.0)}
 
-def write_random_checkpoint(folder: Path, model: str, layers: int | None = None, seed: int = 0) -> GptOssConfig:
-    """Write config.json, a tokenizer and the weights of `model`, cut to its first `layers` layers."""
+
+def write_random_checkpoint(
+    folder: Path, model: str, layers: int | None = None, seed: int = 0, vocabulary: Path | None = None
+) -> GptOssConfig:
+    """Write config.json, a tokenizer and the weights of `model`, cut to its first `layers` layers.
+
+    The weights are such that attention, router and experts all change the hidden states: scores, gates and experts'
+    outputs have a spread of about 1.
+
+    Args:
+        vocabulary: `o200k_base.tiktoken`, for gpt-oss's own tokenizer; without it, a tokenizer of two words.
+    """
     raw = published_config(model)
     layers = layers or int(raw["num_hidden_layers"])
     raw |= {"num_hidden_layers": layers, "layer_types": raw["layer_types"][:layers]}
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": raw["eos_token_id"]}) + "\n")
-    _write_tokenizer(folder)
+    if vocabulary is None:
+        _write_two_words(folder)
+    else:
+        write_gpt_oss_tokenizer(vocabulary, folder)
     config = GptOssConfig.from_dict(raw)
     groups = [_group(entry, layer, config, (seed, number)) for number, (entry, layer) in enumerate(layers_of(config))]
     write_sharded(folder, groups, 5 * 10**9)
@@ -56,16 +71,17 @@ def _slabs(specs: list[TensorSpec], place: Place, seed: tuple[int, ...]) -> list
         rows = spec.shape[0] if first is None else last - first
         shape = (rows, *spec.shape[1:])
         if spec.name.endswith(SCALES):
-            data = random.integers(118, 124, shape, dtype=np.uint8)
+            data = random.integers(116, 122, shape, dtype=np.uint8)
         elif spec.dtype == torch.uint8:
             data = np.frombuffer(random.bytes(int(np.prod(shape))), np.uint8).reshape(shape)
         else:
-            data = (torch.from_numpy(random.standard_normal(shape, np.float32)) * 0.02).bfloat16()
+            mean, std = next((spread for name, spread in _SPREADS.items() if name in spec.name), (0.0, 0.02))
+            data = (torch.from_numpy(random.standard_normal(shape, np.float32)) * std + mean).bfloat16()
         slabs.append(Slab(spec.name, first or 0, data))
     return slabs
 
 
-def _write_tokenizer(folder: Path) -> None:
+def _write_two_words(folder: Path) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 

@@ -1,9 +1,13 @@
-"""The console of a stage's process: the stage's own lines, apart from the output of libraries."""
+"""The console: this package's own lines, apart from the output of libraries."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO
 
@@ -30,3 +34,17 @@ def send_libraries_to(log: Path) -> None:
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep what imports print and warn off the console: NeMo 2.7.3 and megatron-core 0.15.3 say twenty lines of what is
+    not installed. What they said before an error is printed after all."""
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except BaseException:
+        print(said.getvalue(), end="", file=sys.stderr)
+        raise

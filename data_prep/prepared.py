@@ -107,6 +107,19 @@ def load_prepared(folder: Path) -> Prepared:
     return Prepared(routing, **splits)
 
 
+def training_samples(folder: Path, size: int | None) -> int:
+    """Samples of an epoch: the training rows of a prepared folder, or its sequences packed to `size` tokens.
+
+    Raises:
+        DataError: report.json is missing or damaged, or says nothing of packing.
+    """
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return int(report["splits"]["training"] if size is None else report["packing"]["training"]["sequences"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{folder}/report.json is missing or damaged: prepare the tickets again.") from None
+
+
 def load_routing(folder: Path) -> Routing:
     """Read labels.json of a prepared folder.
 

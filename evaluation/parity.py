@@ -10,17 +10,31 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from common.errors import CheckpointError
+from common.progress import Progress, quiet
 from common.values import one_line
-from evaluation.transformers_model import load
+from evaluation import transformers_layers
+
+KEPT = 64
+"""Positions of a prompt whose logits are kept: all of them would be 1.6 GB for four prompts of 512 tokens and gpt-oss's
+vocabulary."""
 
 
-def save_logits(file: Path, tokens: torch.Tensor, logits: torch.Tensor) -> None:
-    """Keep prompts (B, S) and the logits (B, S, V) that the in-framework model gave for them."""
-    save_file({"tokens": tokens.contiguous(), "logits": logits.contiguous()}, file)
+def kept_positions(tokens: torch.Tensor) -> torch.Tensor:
+    """(B, K) of prompts (B, S): at most `KEPT` positions of each, evenly from the first to the last."""
+    count, length = tokens.shape
+    return torch.linspace(0, length - 1, min(length, KEPT)).round().long().expand(count, -1)
 
 
-def largest_difference(hf_folder: Path, file: Path) -> float:
+def save_logits(file: Path, tokens: torch.Tensor, positions: torch.Tensor, logits: torch.Tensor) -> None:
+    """Keep prompts (B, S) and the logits (B, K, V) that the in-framework model gave at their `positions` (B, K)."""
+    tensors = {"tokens": tokens, "positions": positions, "logits": logits}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+
+
+def largest_difference(hf_folder: Path, file: Path, progress: Progress = quiet) -> float:
     """Largest absolute difference between the kept logits and transformers' on the exported folder; NaN is infinite.
+
+    One layer of the export is in memory at a time.
 
     Raises:
         CheckpointError: the export cannot be loaded or has another vocabulary, or the kept logits are missing.
@@ -31,8 +45,7 @@ def largest_difference(hf_folder: Path, file: Path) -> float:
         kept = load_file(file)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged ({one_line(error)}): run the evaluate stage again.") from error
-    logits, _ = load(hf_folder)
-    exported = logits(kept["tokens"])
+    exported = transformers_layers.logits(hf_folder, kept["tokens"], kept["positions"], progress)
     if exported.shape != kept["logits"].shape:
         theirs, ours = exported.shape[-1], kept["logits"].shape[-1]
         raise CheckpointError(f"{hf_folder} has a vocabulary of {theirs}, {file} of {ours}: export this run's model.")

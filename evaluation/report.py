@@ -27,7 +27,7 @@ class About:
         inputs: what they were made from, for the manifest.
         configuration: of the run, as YAML or JSON; empty where there is none.
         histories: rows of history.jsonl of each training.
-        notes: sentences on what the systems could not give.
+        notes: sentences on what the systems are, and on what they could not give.
     """
 
     inputs: dict[str, Any]

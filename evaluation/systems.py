@@ -16,9 +16,9 @@ from evaluation.jobs import ScoreJob
 from evaluation.predictions import Predictions
 from evaluation.report import About
 from evaluation.scoring import load_scores
+from evaluation.trainings import contributions, histories_of
 from modeling.layouts import Layout, violations
 from pipeline.checkpoints import base_of, exported_parts, parts_of
-from pipeline.history import read_history
 from pipeline.run_folder import RECIPE_FILE, RunFolder, is_run, run_above
 from serving.endpoint import AT_ONCE, Endpoint, RefusedError
 
@@ -115,8 +115,8 @@ def about(model: Path, data: Path, endpoint: str | None, notes: list[str]) -> Ab
     """The report's context of a model: inputs, configuration, history and notes."""
     inputs: dict[str, Any] = {"model": str(model), "data": str(data), "endpoint": endpoint}
     if is_run(model):
-        configuration = (model / RECIPE_FILE).read_text(encoding="utf-8")
-        return About(inputs, configuration, {"fine-tuning": read_history(model / "finetune")}, notes)
+        configuration, run = (model / RECIPE_FILE).read_text(encoding="utf-8"), RunFolder.open(model)
+        return About(inputs, configuration, histories_of(run), [*contributions(run), *notes])
     file = model / "config.json"
     return About(inputs, file.read_text(encoding="utf-8") if file.is_file() else "", notes=notes)
 

@@ -111,8 +111,8 @@ def tuned_of(run: RunFolder) -> Path:
 
 
 def base_of(run: RunFolder) -> Parts:
-    """The imported base."""
-    return Parts(run.base, None, run.base)
+    """The model before fine-tuning, which the tuned one is compared with."""
+    return Parts(start_of(run), None, run.base)
 
 
 def exported_parts(path: Path) -> Parts:

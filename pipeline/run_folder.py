@@ -50,6 +50,11 @@ class RunFolder:
         return self.path / "data"
 
     @property
+    def renamed(self) -> Path:
+        """The data under other names for its queues, which a rehearsal's base is trained on."""
+        return self.path / "renamed"
+
+    @property
     def pretrain(self) -> Path:
         return self.path / "pretrain"
 

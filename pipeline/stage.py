@@ -90,6 +90,7 @@ STAGES: tuple[Stage, ...] = (
             "prepare": run.tree["data"].get("prepare"),
             "seq_length": run.recipe.data.seq_length,
             "packed": run.recipe.data.packed,
+            **({"renamed": True} if run.recipe.pretraining else {}),
         },
         after=("model",),
     ),

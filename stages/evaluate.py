@@ -1,4 +1,4 @@
-"""The stage `evaluate`: the imported base and the tuned model on the test split, beside baselines without them.
+"""The stage `evaluate`: the model before fine-tuning and after it on the test split, beside baselines without them.
 
 Both models run in Megatron, at the layout of the training, and are read from the checkpoints themselves.
 """
@@ -15,11 +15,11 @@ from data_prep.prepared import load_prepared, load_routing
 from evaluation import megatron_model, report
 from evaluation.findings import Goal
 from evaluation.megatron_model import begin, load, tokenizer_of
-from evaluation.parity import save_logits
+from evaluation.parity import kept_positions, save_logits
 from evaluation.predictions import Predictions
+from evaluation.trainings import contributions, histories_of
 from modeling import inference
 from pipeline.checkpoints import base_of, exported_parts, tuned_of
-from pipeline.history import read_history
 from pipeline.run_folder import RECIPE_FILE, RunFolder
 from pipeline.stage import Details
 
@@ -41,22 +41,24 @@ def evaluate_models(run: RunFolder) -> Details:
     models: dict[str, Predictions] = {}
     logits = torch.empty(0)
     tokens = _longest(tokenizer, prompts, recipe.data.seq_length)
+    positions = kept_positions(tokens)
     for name, parts in (("base", base_of(run)), ("tuned", exported_parts(run.path))):
         model = load(parts, seq_length=recipe.data.seq_length, precision=recipe.model.precision)
         scores = megatron_model.score(model, tokenizer, prompts, completions, settings.batch_size)
         models[name] = Predictions.of_model(prepared.labels, scores)
-        logits = inference.logits(model, tokens)  # of the tuned model, which comes last
+        logits = inference.logits(model, tokens, positions)  # of the tuned model, which comes last
         del model  # before the next one is built
     if rank() != 0:
         return Details()
     about = report.About(
         inputs={"run": str(run.path), "data": str(run.data), "tuned": str(tuned_of(run))},
         configuration=(run.path / RECIPE_FILE).read_text(encoding="utf-8"),
-        histories={"fine-tuning": read_history(run.finetune)},
+        histories=histories_of(run),
+        notes=contributions(run),
     )
     with artifacts.new_folder(run.evaluation) as folder:
         findings = report.write_evaluation(folder, prepared, "test", tickets, models, about, Goal())
-        save_logits(folder / "logits.safetensors", tokens, logits)
+        save_logits(folder / "logits.safetensors", tokens, positions, logits)
         artifacts.write_manifest(folder, "evaluation", about.inputs)
     say(report.console_table(findings))
     macro_f1 = {name: system.metrics.macro_f1 for name, system in findings.systems.items()}

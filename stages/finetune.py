@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.checkpoints import best_checkpoint, start_of, step_of, validation_loss
+from pipeline.epochs import in_steps
 from pipeline.history import last_loss, last_step
 from pipeline.run_folder import RunFolder
 from pipeline.stage import Details
@@ -11,7 +12,8 @@ from training.train import Training
 
 def finetune_model(run: RunFolder) -> Details:
     """Fine-tune by LoRA where the recipe has `peft`, else all parameters; the best checkpoint is the one chosen."""
-    Training("finetune", run.recipe, start=start_of(run), like=run.base, dataset=run.data, out=run.finetune).run()
+    recipe = in_steps(run.recipe, run.data)
+    Training("finetune", recipe, start=start_of(run), like=run.base, dataset=run.data, out=run.finetune).run()
     what = "adapter" if run.recipe.peft else "model, all weights"
     made = f"{what}, loss {last_loss(run.finetune):.3f}"
     best = best_checkpoint(run.finetune)

@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import DataError
+from data_prep.harmony import load_tokenizer
 from data_prep.nemo_dataset import packed_sequence_arguments
 from data_prep.preparation import prepare
+from data_prep.renamed import write_renamed
 from pipeline.run_folder import RunFolder
 from pipeline.stage import Details
 
@@ -22,6 +24,8 @@ def prepare_tickets(run: RunFolder) -> Details:
         pack=data.seq_length if data.packed else data.prepare.pack,
     )
     report = prepare(data.source, run.data, options)
+    if run.recipe.pretraining:
+        write_renamed(run.data, run.renamed, load_tokenizer(str(run.hf)), data.seq_length)
     _check_lengths(run, max((int(split.get("longest", 0)) for split in report.lengths.values()), default=0))
     return Details(report.summary())
 

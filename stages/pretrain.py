@@ -1,4 +1,4 @@
-"""The stage `pretrain` of a rehearsal: a random model knows no language yet, and LoRA needs one that does."""
+"""The stage `pretrain` of a rehearsal: a random model reads nothing yet, and LoRA needs one that does."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from training.train import Training
 
 
 def pretrain_base(run: RunFolder) -> Details:
-    """Train the random base in full on the training tickets."""
+    """Train the random base in full on the training tickets, each queue under the name of another."""
     settings = run.recipe.pretraining
     if settings is None:
         raise LaunchError("this recipe has no pretraining: the stage `pretrain` belongs to the rehearsal.")
+    if not run.renamed.is_dir():
+        raise LaunchError(f"{run.renamed} is missing: launch the recipe again with --from prepare.")
     Training(
-        "pretrain", _in_full(run.recipe, settings), start=run.base, like=run.base, dataset=run.data, out=run.pretrain
+        "pretrain", _in_full(run.recipe, settings), start=run.base, like=run.base, dataset=run.renamed, out=run.pretrain
     ).run()
-    made = f"random base trained in full on the training tickets, loss {last_loss(run.pretrain):.3f}"
+    made = f"random base trained in full on the tickets under other queues' names, loss {last_loss(run.pretrain):.3f}"
     return Details(made, checkpoint=str(last_checkpoint(run.pretrain)))
 
 
@@ -30,10 +32,8 @@ def _in_full(recipe: Recipe, settings: Pretraining) -> Recipe:
     """The recipe's training, but of all parameters and with the settings of pretraining."""
     optimizer, trainer = recipe.optim.arguments["config"], recipe.trainer
     config = Deferred(optimizer.target, {**optimizer.arguments, "lr": settings.lr})
-    batches = {"micro_batch_size": settings.micro_batch_size, "global_batch_size": settings.global_batch_size}
     return replace(
         recipe,
-        data=replace(recipe.data, **batches),
         optim=Deferred(recipe.optim.target, recipe.optim.arguments | {"config": config}),
         trainer=Deferred(trainer.target, {**trainer.arguments, "max_steps": settings.max_steps}),
         peft=None,

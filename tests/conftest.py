@@ -16,7 +16,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 
 
-LONGEST = ("end_to_end", "slurm", "training", "gpu_path", "converters")
+LONGEST = ("end_to_end", "slurm", "training", "verification", "gpu_path", "converters")
 """Folders that take minutes: begun first, so that the two processes of `make test` end together."""
 
 

@@ -1,4 +1,4 @@
-"""The two published ticket files, which lie beside the repository where somebody put them."""
+"""What lies beside the repository where somebody put it: the two published ticket files, gpt-oss's vocabulary."""
 
 from __future__ import annotations
 
@@ -17,3 +17,11 @@ def real_tickets(name: str) -> Path:
     if not (_FOLDER / name).is_file():
         pytest.skip(f"../shared/data/tickets/{name} is not here")
     return _FOLDER / name
+
+
+def real_vocabulary() -> Path:
+    """gpt-oss's vocabulary, or a skipped test that names it."""
+    file = _FOLDER.parent / "tokenizer" / "o200k_base.tiktoken"
+    if not file.is_file():
+        pytest.skip(f"../shared/data/tokenizer/{file.name} is not here")
+    return file

@@ -222,16 +222,20 @@ def test_every_test_is_in_a_file_that_pytest_collects() -> None:
 
 
 def test_the_table_of_the_readme_is_that_of_the_cards() -> None:
-    from verification import table
+    from verification.__main__ import the_table
+    from verification.cards import placed
 
     text = (ROOT / "README.md").read_text()
-    assert table.placed(text) == text, "run `python verification/table.py --write`"
+    assert placed(text, the_table()) == text, "run `python -m verification --table`"
 
 
-def test_the_cards_name_tests_that_are_there() -> None:
-    from verification import table
+def test_cards_are_of_items_and_name_tests_that_are_there() -> None:
+    from verification.cards import read_cards
+    from verification.items import ITEMS, MODELS
 
-    commands = [item["command"] for items in table.cards().values() for item in items if "command" in item]
+    for model in MODELS:
+        assert set(read_cards(model)) <= {item.title for item in ITEMS if item.on.get(model)}
+    commands = [check.command for item in ITEMS for check in item.on.values() if check]
     named = {path for command in commands for path in re.findall(r"(?:tests|benchmarks)/[\w/.]+", command)}
     assert {path for path in named if not (ROOT / path).exists()} == set()
     assert named

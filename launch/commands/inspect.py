@@ -26,11 +26,11 @@ def inspect_run(
     from common import artifacts
     from common.progress import bars
     from common.torchrun import run_job
-    from data_prep.prepared import load_prepared
+    from data_prep.prepared import training_samples
     from evaluation.inspection_page import write_html
     from evaluation.jobs import InspectJob
     from evaluation.weight_changes import changes
-    from pipeline.checkpoints import Parts, exported_parts, kept_checkpoints, name_of, parts_of, start_of
+    from pipeline.checkpoints import base_of, exported_parts, kept_checkpoints, name_of, parts_of
     from pipeline.history import read_history
     from pipeline.run_folder import RunFolder
 
@@ -39,7 +39,7 @@ def inspect_run(
     recipe, tuned = opened.recipe, exported_parts(run)
     out = out or run / "inspection"
     artifacts.ensure_replaceable(out)  # before the work
-    start = Parts(start_of(opened), None, opened.base)
+    start = base_of(opened)
     is_adapter = tuned.adapter is not None
     with bars() as progress:
         weights = tuned.adapter or tuned.weights
@@ -55,7 +55,8 @@ def inspect_run(
     with run_job(job, job.layout.processes) as file:
         answered = json.loads(file.read_text(encoding="utf-8"))
     history = read_history(opened.finetune)
-    steps_an_epoch = len(load_prepared(opened.data).training) / recipe.data.global_batch_size
+    size = recipe.data.seq_length if recipe.data.packed else None
+    steps_an_epoch = training_samples(opened.data, size) / recipe.data.global_batch_size
     weights = [
         {**asdict(each), "relative": each.relative, "effective_rank": each.effective_rank} for each in matrix_changes
     ]  # fmt: skip

@@ -9,6 +9,11 @@ _MOVED = {"recipes.saving.BestAndLast": "training.callbacks.best_and_last.BestAn
 _DERIVED = ("bf16", "use_distributed_optimizer")
 """Arguments of the optimizer that follow from the precision, unless they say something else."""
 
+_NOW_THE_DATAS = ("micro_batch_size", "global_batch_size")
+"""Fields of pretraining that 0.1 had; it takes the batches of `data` now."""
+_TOY = {"head_dim": 16, "num_attention_heads": 8}
+"""Sizes of a toy that 0.1 left out of a stored recipe: its defaults."""
+
 
 def renamed(tree: Any) -> Any:
     """A recipe's tree with today's names. Version 0.1 named the class of each part; a recipe's fields say them now."""
@@ -21,6 +26,10 @@ def renamed(tree: Any) -> Any:
         bf16 = fields["model"].get("precision", "bf16") == "bf16"
         config = fields["optim"].get("config", {})
         fields["optim"]["config"] = {n: v for n, v in config.items() if not (n in _DERIVED and v == bf16)}
+    if str(tree.get(_TARGET)).endswith(".ToyModel"):
+        fields = _TOY | fields
+    if isinstance(fields.get("pretraining"), dict):
+        fields["pretraining"] = {n: v for n, v in fields["pretraining"].items() if n not in _NOW_THE_DATAS}
     if _LAZY in fields:
         fields[_LAZY] = _MOVED.get(fields[_LAZY], fields[_LAZY])
     return fields

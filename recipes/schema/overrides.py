@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+from common.console import quietly
 from common.errors import ConfigurationError
 from common.fields import fit, near_ones, takes_text
 from common.repository import PACKAGES
@@ -103,11 +104,12 @@ def _parameters(node: Any) -> dict[str, Any]:
     target: Any = fdl.get_callable(node)
     if not _is_lazy(node):
         return typing.get_type_hints(target, include_extras=True)
-    if target.import_path.split(".")[0] in ("nemo", "megatron", *PACKAGES):
-        from modeling import cpu_backend
+    with quietly():
+        if target.import_path.split(".")[0] in ("nemo", "megatron", *PACKAGES):
+            from modeling import cpu_backend
 
-        cpu_backend.activate()  # before they look for CUDA
-    target = resolve(target.import_path)
+            cpu_backend.activate()  # before they look for CUDA
+        target = resolve(target.import_path)
     if dataclasses.is_dataclass(target):
         return dict.fromkeys((field.name for field in dataclasses.fields(target)), Any)
     return dict.fromkeys((parameter.name for parameter in _signature_chain(target)), Any)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,8 +32,8 @@ class ToyModel:
     num_experts_per_tok: int = 2
     hidden_size: int = 64
     intermediate_size: int = 96
-    head_dim: int = 16
-    num_attention_heads: int = 8
+    head_dim: int = 32
+    num_attention_heads: int = 4
     num_key_value_heads: int = 2
     sliding_window: int = 32
     vocab_size: int = 2048
@@ -70,17 +71,21 @@ class TicketData:
     """Several tickets in each sequence, none of which sees another; needs Transformer Engine (modeling.attention)."""
     micro_batch_size: int = 1
     global_batch_size: int = 16
+    epochs: float | None = None
+    """Passes over the training data, instead of `trainer.max_steps`."""
     seed: int = 1234
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise ConfigurationError(f"data.epochs is {self.epochs}: give a number above 0, such as 2.")
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Full training of a random base on the training tickets, so that LoRA has a model to adapt."""
+    """Full training of a random base on the tickets under other queues' names, so that LoRA has a model to adapt."""
 
     max_steps: int = 200
     lr: float = 1e-3
-    micro_batch_size: int = 8
-    global_batch_size: int = 16
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ class Recipe:
 
     @property
     def max_steps(self) -> int:
-        """Optimizer steps of fine-tuning."""
+        """Optimizer steps of fine-tuning, unless `data.epochs` says otherwise (pipeline.epochs)."""
         return int(self.trainer.arguments["max_steps"])
 
     @cached_property

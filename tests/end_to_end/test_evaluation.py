@@ -52,7 +52,9 @@ def test_the_stage_writes_all_three_files(rehearsal: Rehearsal) -> None:
     assert details["macro_f1"] == pytest.approx(macro_f1)
     assert set(figures["comparisons"]) == set(macro_f1) - {"tuned"}
     page = (folder / "report.html").read_text()
+    assert "Loss of pretraining" in page
     assert "Loss of fine-tuning" in page
+    assert "it reads tickets and writes names of queues, and routes wrong" in page
     configuration = html.unescape(page.partition("<h2>Configuration</h2>")[2].partition("</pre>")[0])
     assert (rehearsal.run / "recipe.yaml").read_text().strip() in configuration
 

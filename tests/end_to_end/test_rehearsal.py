@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,8 +24,11 @@ def test_every_stage_runs_and_says_what_it_made(rehearsal: Rehearsal) -> None:
         assert f"{stage}:" in rehearsal.first.out
 
 
-def test_export_equals_the_model_in_training(rehearsal: Rehearsal) -> None:
+def test_export_equals_the_model_in_training(
+    rehearsal: Rehearsal, record_property: Callable[[str, object], None]
+) -> None:
     details = json.loads((rehearsal.run / "stages" / "export.json").read_text())["details"]
+    record_property("logits", details["largest_logit_difference"])
     assert details["largest_logit_difference"] <= 1e-3
     kept = load_file(rehearsal.run / "evaluation" / "logits.safetensors")
     config = json.loads((rehearsal.run / "exported" / "config.json").read_text())

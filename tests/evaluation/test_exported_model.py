@@ -17,6 +17,7 @@ from common.errors import CheckpointError
 from converters.toy_checkpoint import write_toy_checkpoint
 from data_prep.harmony import CHAT_TEMPLATE, SPECIAL_TOKENS
 from data_prep.toy_tokenizer import train_tokenizer
+from evaluation import transformers_layers
 from evaluation.parity import largest_difference, save_logits
 from evaluation.transformers_model import load
 from tests.shapes import lopsided
@@ -36,6 +37,7 @@ SIZES = lopsided(
     }
 )
 SHARD = "model-00002-of-00002.safetensors"
+POSITIONS = torch.arange(21).expand(2, -1)
 TOKENS = torch.randint(0, 280, (2, 21), generator=torch.Generator().manual_seed(0))
 
 
@@ -69,14 +71,14 @@ def test_padding_on_the_right_changes_nothing_before_it(plain: Path) -> None:
 
 def test_largest_difference_is_the_one_put_in(plain: Path, tmp_path: Path) -> None:
     kept = load(plain)[0](TOKENS)
-    save_logits(tmp_path / "same.safetensors", TOKENS, kept)
+    save_logits(tmp_path / "same.safetensors", TOKENS, POSITIONS, kept)
     assert largest_difference(plain, tmp_path / "same.safetensors") < 1e-5
     kept[0, 3, 5] += 0.1
     kept[1, 20, 279] -= 0.25
-    save_logits(tmp_path / "changed.safetensors", TOKENS, kept)
+    save_logits(tmp_path / "changed.safetensors", TOKENS, POSITIONS, kept)
     assert largest_difference(plain, tmp_path / "changed.safetensors") == pytest.approx(0.25, abs=1e-5)
     kept[0, 0, 0] = math.nan
-    save_logits(tmp_path / "nan.safetensors", TOKENS, kept)
+    save_logits(tmp_path / "nan.safetensors", TOKENS, POSITIONS, kept)
     assert largest_difference(plain, tmp_path / "nan.safetensors") == math.inf
 
 
@@ -87,9 +89,34 @@ def test_kept_logits_that_cannot_be_compared(plain: Path, tmp_path: Path) -> Non
     file.write_bytes(b"not safetensors")
     with pytest.raises(CheckpointError, match="is damaged"):
         largest_difference(plain, file)
-    save_logits(file, TOKENS, torch.zeros(2, 21, 288))
+    save_logits(file, TOKENS, POSITIONS, torch.zeros(2, 21, 288))
     with pytest.raises(CheckpointError, match=r"has a vocabulary of 280, .* of 288"):
         largest_difference(plain, file)
+
+
+@pytest.mark.parametrize("weights", ["bf16", "mxfp4"])
+def test_layer_by_layer_gives_what_the_whole_model_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Literal["mxfp4", "bf16"]
+) -> None:
+    """Prompts of four windows, in blocks of 5 queries, at some positions."""
+    folder = write_model(tmp_path / "model", weights)
+    tokens = torch.randint(0, 280, (2, 33), generator=torch.Generator().manual_seed(1))
+    positions = torch.tensor([[0, 7, 32], [8, 31, 32]])
+    monkeypatch.setattr(transformers_layers, "SCORES", 2 * 6 * 33 * 5)
+    by_layer = transformers_layers.logits(folder, tokens, positions)
+    assert by_layer.shape == (2, 3, 280)
+    torch.testing.assert_close(by_layer, load(folder)[0](tokens, positions), atol=2e-5, rtol=0)
+
+
+def test_layer_by_layer_refuses_weights_too_few_or_too_many(plain: Path, tmp_path: Path) -> None:
+    shutil.copytree(plain, tmp_path / "model")
+    shard = load_file(tmp_path / "model" / SHARD)
+    save_file(shard | {"model.layers.2.self_attn.extra": torch.zeros(1)}, tmp_path / "model" / SHARD)
+    with pytest.raises(CheckpointError, match=r"1 weights that its config.json does not know, as .*extra"):
+        transformers_layers.logits(tmp_path / "model", TOKENS, POSITIONS)
+    save_file({name: shard[name] for name in sorted(shard)[1:]}, tmp_path / "model" / SHARD)
+    with pytest.raises(CheckpointError, match=r"cannot load .*export it again"):
+        transformers_layers.logits(tmp_path / "model", TOKENS, POSITIONS)
 
 
 def truncate(folder: Path) -> None:

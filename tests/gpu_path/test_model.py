@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,7 +29,10 @@ def test_an_imported_base_restores_strictly(model: dict[str, Any]) -> None:
     assert model["strict"] == ""
 
 
-def test_logits_are_those_of_transformers(model: dict[str, Any]) -> None:
+def test_logits_are_those_of_transformers(
+    model: dict[str, Any], record_property: Callable[[str, object], None]
+) -> None:
+    record_property("logits", model["logits"])
     assert model["logits_std"] > 1
     assert model["logits"] < 1e-4
     assert model["evaluation"] < 1e-4, "by the function that evaluation uses"
@@ -51,12 +55,18 @@ def test_every_layer_went_through_the_kernels(model: dict[str, Any]) -> None:
     }
 
 
-def test_packed_sequences_do_not_see_each_other(model: dict[str, Any]) -> None:
+def test_packed_sequences_do_not_see_each_other(
+    model: dict[str, Any], record_property: Callable[[str, object], None]
+) -> None:
+    record_property("logits", model["packed"])
     assert model["packed"] < 1e-4
     assert model["packed_calls"]["NVTE_THD_THD_THD NVTE_LEARNABLE_SOFTMAX window 31 torch.float32"] == 2
 
 
-def test_every_parameter_has_the_local_specs_gradient(model: dict[str, Any]) -> None:
+def test_every_parameter_has_the_local_specs_gradient(
+    model: dict[str, Any], record_property: Callable[[str, object], None]
+) -> None:
+    record_property("gradients", model["gradients"])
     tensors, engine, local = model["trained"]
     assert tensors == 126
     assert engine == local > 10**6

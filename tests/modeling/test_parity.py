@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from transformers import GptOssConfig as HfConfig
@@ -108,8 +110,10 @@ def difference(name: str, **overrides: object) -> float:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_logits_equal_transformers(name: str) -> None:
-    assert difference(name) <= 1e-4
+def test_logits_equal_transformers(name: str, record_property: Callable[[str, object], None]) -> None:
+    found = difference(name)
+    record_property("logits", found)
+    assert found <= 1e-4
 
 
 @pytest.mark.parametrize(

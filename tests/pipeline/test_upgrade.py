@@ -17,15 +17,28 @@ from pipeline.upgrade import upgrade_run
 from tests.conftest import REPOSITORY
 
 STORED = Path(__file__).parent / "version_0_1" / "recipe.yaml"
-OVERRIDES = ["name=before", "pretraining.max_steps=20", "trainer.max_steps=12", "evaluation.max_tickets=40"]
+OVERRIDES = [
+    "name=before",
+    "pretraining=null",
+    "trainer.max_steps=12",
+    "evaluation.max_tickets=40",
+    # what the recipe file said then
+    "model.toy.head_dim=16",
+    "model.toy.num_attention_heads=8",
+    "data.seq_length=256",
+    "data.packed=false",
+    "data.micro_batch_size=8",
+    "data.global_batch_size=16",
+    "optim.config.lr=1e-3",
+    "optim.lr_scheduler.min_lr=1e-4",
+]
 FINGERPRINTS = {
     "model": "5bdcbcb234d32802fcf38f77c774769caee1d9b43651a35b8674b243186007a9",
     "prepare": "92ecfaca1f2f02348185004c5e9cd83612665fdde96a8adc72ff046a11a12623",
     "import": "da019f76bad1534075d7564168f1356f86547d2b4f27ef587b956cdd84bef9b0",
-    "pretrain": "142da3b1b2198210f2363d755de7a1bd3f3fdb28f1b87bfdbb9b4cf876cdd1d9",
-    "finetune": "a3de0dfd9a06233ec9b0c76deae02d3e678f855ec2c03a38505816d225cdad23",
-    "evaluate": "8ccf09bf01548bd560001ed053b76811ec6b64b20214d388d143694b30b848fd",
-    "export": "26f4a68cfdb1e6070876400762521426a25f8aed857137c0610f6c056a97719b",
+    "finetune": "f4a7be68b3ca7db071db7dc68d7ec525acb72e440837cbc763660ddf8b35d042",
+    "evaluate": "6976aa21fc469c4e446a0a2227508f4635702634ff07bbbac5febae6722c4e30",
+    "export": "e31234a699abfd91298e2d584af5ffa13ad109c060cb794ec6307139144f26e0",
 }
 
 

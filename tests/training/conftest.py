@@ -28,7 +28,7 @@ PP2 = (*EP2[:-1], "trainer.strategy.pipeline_model_parallel_size=2")
 # A rate at which the model gets worse after a few steps.
 EARLY = ("trainer.max_steps=40", "trainer.val_check_interval=2", "patience=2", "optim.config.lr=0.2")
 # All tickets of a small file in every step: one after the other in a pack, or each in a row of its own.
-FEW = ("trainer.max_steps=4", "data.seq_length=4096")
+FEW = ("data.epochs=4", "data.seq_length=4096")
 ROWS = (*FEW, "data.global_batch_size=21", "data.micro_batch_size=7")
 PACK = (*FEW, "data.global_batch_size=1", "data.micro_batch_size=1", "data.packed=true")
 JOBS = (

@@ -45,7 +45,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_on(source: Path, folder: Path, **fields: object) -> RunFolder:
-    run = make_run(REPOSITORY / "recipes" / "gpt_oss_tiny_lora.py", [f"data.source={source}"], folder)
+    run = make_run(
+        REPOSITORY / "recipes" / "gpt_oss_tiny_lora.py",
+        [f"data.source={source}", "pretraining=null", "data.packed=false"],
+        folder,
+    )
     data: TicketData = replace(run.recipe.data, **fields)  # type: ignore[arg-type]
     return replace(run, recipe=replace(run.recipe, data=data))
 

@@ -64,7 +64,7 @@ def test_every_step_has_its_line(trainings: dict[str, list[Done]]) -> None:
     lines = [line for line in done.out.splitlines() if "  loss " in line]
     row = done.history()[0]
     assert len(lines) == STEPS
-    assert lines[0].startswith(f"finetune: step 1/{STEPS}  loss {row['loss']:.4f}  lr 1.00e-03  grad norm ")
+    assert lines[0].startswith(f"finetune: step 1/{STEPS}  loss {row['loss']:.4f}  lr 4.00e-03  grad norm ")
     # by hand, two layers: qkv, projection, four experts' matrices; of the base also biases, sinks, norms, routers
     trained = 2 * 16 * (64 + 224 + 160 + 64 + 4 * (64 + 192 + 96 + 64))
     attention = 224 * 65 + 64 * 161 + 10

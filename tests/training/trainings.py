@@ -29,6 +29,7 @@ SMALL = (
     "model.toy.num_attention_heads=10",  # of no width are there two: see tests.shapes
     "data.seq_length=160",
     "data.prepare.instruction=Route the ticket.",
+    "data.packed=false",
     "data.micro_batch_size=2",
     "data.global_batch_size=4",
     "trainer.log_every_n_steps=1",

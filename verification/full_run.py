@@ -1,0 +1,161 @@
+"""`nemo-run launch recipes/gpt_oss_20b_lora.py preset=cpu` on a random checkpoint of real size, killed on its way.
+
+The run is killed after its first checkpoint and launched again; its adapter leaves for PEFT, its merged model as MXFP4.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.measure import GIB
+from verification.subject import Subject
+
+ROOT = Path(__file__).parents[1]
+RECIPE = "recipes/gpt_oss_20b_lora.py"
+NEMO_RUN = (sys.executable, "-m", "launch.cli")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a run at real size gave.
+
+    Attributes:
+        losses: of each step, as the history has them.
+        resumed: the step after which the second launch went on.
+        parity: largest difference of a logit between the export in transformers, fp32, and the trained model, bf16.
+        untouched, changed: tensors of the export, a layer's counted as one, that equal the base bit by bit, or do not.
+        adapter: tensors of the PEFT adapter.
+        peak: highest memory of all processes together in bytes, mapped files included.
+        seconds: of all.
+    """
+
+    losses: list[float]
+    resumed: int
+    parity: float
+    untouched: int
+    changed: int
+    adapter: int
+    peak: int
+    seconds: float
+
+    def __str__(self) -> str:
+        losses = (
+            f"loss {self.losses[0]:.2f} → {self.losses[-1]:.2f} in {len(self.losses)} steps, resumed at {self.resumed}"
+        )
+        export = f"{self.untouched} tensors untouched, {self.changed} merged, logits {self.parity:.1e}"
+        return f"{losses}; {export}; {self.peak / GIB:.1f} GiB, {self.seconds / 60:.0f} min"
+
+
+def prove(subject: Subject, overrides: tuple[str, ...] = ()) -> Proof:
+    """Launch, kill, launch again, export; print what the run prints.
+
+    Raises:
+        RuntimeError: a command failed, or the run went on from somewhere else than its checkpoint.
+    """
+    started, name = time.perf_counter(), "full"
+    settings = ("preset=cpu", f"model.hf={subject.hf()}", f"data.source={subject.tickets}", f"name={name}", *overrides)
+    launch = ("launch", RECIPE, *settings, "--runs", str(subject.folder / "runs"))
+    run = subject.folder / "runs" / name
+    shutil.rmtree(run, ignore_errors=True)
+    first = _Command(launch)
+    first.wait(until=lambda: _checkpoints(run))
+    second = _Command(launch)
+    second.wait()
+    resumed = re.search(r"resumed at step (\d+)", second.output)
+    if resumed is None:
+        raise RuntimeError(f"the second launch did not go on from a checkpoint:\n{second.output[-3000:]}")
+    peft = subject.folder / "peft"
+    shutil.rmtree(peft, ignore_errors=True)
+    converted = _Command(("convert", "adapter", str(run), str(peft)))
+    converted.wait()
+    untouched, changed = _against_base(subject, run)
+    rows = [json.loads(line) for line in (run / "finetune" / "history.jsonl").read_text().splitlines()]
+    details = json.loads((run / "stages" / "export.json").read_text())["details"]
+    return Proof(
+        losses=[row["loss"] for row in rows if "loss" in row],
+        resumed=int(resumed[1]),
+        parity=details["largest_logit_difference"],
+        untouched=untouched,
+        changed=changed,
+        adapter=_tensors(peft),
+        peak=max(first.peak, second.peak, converted.peak),
+        seconds=time.perf_counter() - started,
+    )
+
+
+class _Command:
+    """A nemo-run command, its output, and the highest memory of it and of all processes below it."""
+
+    def __init__(self, arguments: tuple[str, ...]) -> None:
+        self.name, self.peak, self.output = arguments[0], 0, ""
+        self._process = psutil.Popen(
+            [*NEMO_RUN, *arguments], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        os.set_blocking(self._process.stdout.fileno(), False)
+
+    def wait(self, until: Callable[[], object] = lambda: False) -> None:
+        """To its end; or kill all of it as soon as `until()` is true."""
+        stopped = False
+        try:
+            while self._process.poll() is None and not stopped:
+                time.sleep(0.5)
+                self.peak = max(self.peak, sum(map(_memory, self._all())))
+                self._read()
+                stopped = bool(until())
+        finally:
+            for process in self._all():
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self._process.wait()
+        self._read()
+        if self._process.returncode and not stopped:
+            raise RuntimeError(f"nemo-run {self.name} failed:\n{self.output[-3000:]}")
+
+    def _all(self) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            return [self._process, *self._process.children(recursive=True)]
+        return []
+
+    def _read(self) -> None:
+        if text := self._process.stdout.read():
+            self.output += text
+            print(text, end="", flush=True)
+
+
+def _memory(process: psutil.Process) -> int:
+    """Bytes of a process, shared pages divided among those that share them."""
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return process.memory_full_info().pss
+    return 0
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return [path for path in (run / "finetune").glob("**/*-last") if path.is_dir()]
+
+
+def _against_base(subject: Subject, run: Path) -> tuple[int, int]:
+    """Tensors of the export that equal the base, and that do not."""
+    from converters.verify import compare_checkpoints
+
+    report = compare_checkpoints(subject.hf(), run / "exported")
+    return report.equal, len(report.different)
+
+
+def _tensors(folder: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        return len(list(file.keys()))
