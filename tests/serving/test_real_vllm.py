@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,9 @@ def random_tokens(count: int, vocabulary: int, seed: int) -> list[int]:
     return [draw.randrange(vocabulary - 100) for _ in range(count)]
 
 
-def test_log_probabilities_are_those_of_transformers(served: Served, run: Path) -> None:
+def test_log_probabilities_are_those_of_transformers(
+    served: Served, run: Path, record_property: Callable[[str, object], None]
+) -> None:
     """Past the window of full-attention's neighbours, and past the 4,096 positions that YaRN starts from."""
     logits, tokenizer = load(run / "exported")
     config = json.loads((run / "exported" / "config.json").read_text())
@@ -64,7 +66,7 @@ def test_log_probabilities_are_those_of_transformers(served: Served, run: Path) 
         expected = torch.log_softmax(logits(torch.tensor([prompt]))[0, :-1].float(), dim=-1)
         expected = expected.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
         largest.append(float((found - expected).abs().max()))
-    print("largest differences of log-probabilities", largest)
+    record_property("log-probabilities", max(largest))
     assert max(largest) <= 5e-5
 
 
