@@ -18,10 +18,12 @@ import requests
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.gpt_oss_tokenizer import write_gpt_oss_tokenizer
 from converters.toy_checkpoint import write_toy_checkpoint
 from data_prep.harmony import RETURN, Prompt, chat_instruction, renderer, routing_prompt
 from tests.conftest import nemo_run
-from tests.serving.real_vllm import VOCABULARY, Served, require_vllm, serving
+from tests.real_tickets import real_vocabulary
+from tests.serving.real_vllm import Served, free_port, require_vllm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LABELS = ["Sales", "Billing"]
@@ -30,34 +32,14 @@ SIZES = {
     "num_hidden_layers": 2, "num_local_experts": 4, "hidden_size": 64, "intermediate_size": 64, "head_dim": 32,
     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 201_088, "num_experts_per_tok": 2,
 }  # fmt: skip
-# openai/gpt-oss's special tokens from 199998 on; those without a name are reserved.
-NAMED = {
-    199998: "startoftext", 199999: "endoftext", 200002: "return", 200003: "constrain", 200005: "channel",
-    200006: "start", 200007: "end", 200008: "message", 200012: "call", 200018: "endofprompt",
-}  # fmt: skip
-SPECIAL = [f"<|{NAMED.get(number, f'reserved_{number}')}|>" for number in range(199_998, 200_019)]
-# The pattern by which o200k_base splits words (openai/tiktoken, o200k_base).
-WORDS = "|".join(
-    [
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    ]
-)
 
 
 @pytest.fixture(scope="module")
 def encoding() -> Any:
     require_vllm()
     harmony = pytest.importorskip("openai_harmony")
-    if not (VOCABULARY / "o200k_base.tiktoken").is_file():
-        pytest.skip("../shared/data/tokenizer/o200k_base.tiktoken is not here")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIKTOKEN_ENCODINGS_BASE", str(VOCABULARY))
+        patch.setenv("TIKTOKEN_ENCODINGS_BASE", str(real_vocabulary().parent))
         return harmony.load_harmony_encoding(harmony.HarmonyEncodingName.HARMONY_GPT_OSS)
 
 
@@ -87,25 +69,15 @@ def write_speaker(folder: Path, encoding: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
 
 
-def write_tokenizer(folder: Path) -> None:
-    from transformers import PreTrainedTokenizerFast
-    from transformers.convert_slow_tokenizer import TikTokenConverter
-
-    converter = TikTokenConverter(
-        vocab_file=str(VOCABULARY / "o200k_base.tiktoken"), pattern=WORDS, additional_special_tokens=SPECIAL
-    )
-    ends = {"bos_token": SPECIAL[0], "eos_token": RETURN, "pad_token": SPECIAL[1]}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=converter.converted(), **ends)
-    assert tokenizer.convert_tokens_to_ids([RETURN, "<|message|>", "<|call|>"]) == [200_002, 200_008, 200_012]
-    tokenizer.save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def served(encoding: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("speaker") / "model"
     write_speaker(folder, encoding)
-    write_tokenizer(folder)
-    with serving(folder, folder.with_name("serve.log"), "--context", "1024") as server:
+    write_gpt_oss_tokenizer(real_vocabulary(), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_ENCODINGS_BASE", str(real_vocabulary().parent))  # by which vLLM renders chats
+        server = Served(folder, free_port(), folder.with_name("serve.log"), "--context", "1024")
+    with server:
         yield server
 
 

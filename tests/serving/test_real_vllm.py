@@ -24,7 +24,7 @@ from evaluation.served_model import decode_by
 from evaluation.transformers_model import load
 from serving.endpoint import Endpoint
 from tests.conftest import REPOSITORY, nemo_run
-from tests.serving.real_vllm import Served, free_port, require_vllm, serving
+from tests.serving.real_vllm import Served, free_port, require_vllm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 PORT = free_port()
@@ -39,7 +39,7 @@ def run(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="module")
 def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     log = tmp_path_factory.mktemp("vllm") / "serve.log"
-    with serving(run, log, "--context", "8192", port=PORT) as server:
+    with Served(run, PORT, log, "--context", "8192") as server:
         yield server
 
 
@@ -150,7 +150,7 @@ def test_a_killed_server_and_client_lose_no_row(served: Served, run: Path, tmp_p
     stopped = nemo_run("route", tickets, "--endpoint", served.url, "--data", run / "data", "--out", out, cwd=tmp_path)
     assert stopped.status == 1
     assert "cannot be reached (Connection refused)" in stopped.err
-    with serving(run, tmp_path / "again.log", "--context", "8192", port=PORT):
+    with Served(run, PORT, tmp_path / "again.log", "--context", "8192"):
         again = nemo_run("route", tickets, "--endpoint", served.url, "--data", run / "data", "--out", out, cwd=tmp_path)
     assert again.status == 0, again.err
     assert f"{kept:,} of them were routed before" in again.out
