@@ -39,6 +39,7 @@ from pipeline.history import HISTORY  # noqa: E402
 from recipes.schema.recipe import Recipe, lora_targets  # noqa: E402
 from recipes.schema.trees import Deferred  # noqa: E402
 from training.callbacks.exact_resume import ExactResume  # noqa: E402
+from training.callbacks.hang_watch import HangWatch  # noqa: E402
 from training.callbacks.preemption import SaveOnSigterm  # noqa: E402
 from training.callbacks.step_metrics import StepMetrics  # noqa: E402
 from training.loggers import loggers_of  # noqa: E402
@@ -205,7 +206,13 @@ class Training:
             strategy=strategy.build(**(derived | parallel)),
             accelerator="cpu" if ON_CPU else "gpu",
             plugins=nl.MegatronMixedPrecision(precision=MIXED_PRECISION[self.recipe.model.precision]),
-            callbacks=[ExactResume(self.recipe.seed), self._step_metrics(), SaveOnSigterm(), *self._early_stop()],
+            callbacks=[
+                ExactResume(self.recipe.seed),
+                self._step_metrics(),
+                SaveOnSigterm(),
+                HangWatch(self.recipe.hang_minutes),
+                *self._early_stop(),
+            ],
             # NeMo's own printer calls a collective on rank 0 alone (progress_printer.py:153) and hangs the others.
             enable_progress_bar=False,
             logger=False,
