@@ -114,7 +114,7 @@ def remove_former_lasts(folder: Path) -> None:
     """Delete checkpoints that were the last before a resumed training's: NeMo keeps what it resumed from."""
     last = last_checkpoint(folder)
     for path in (folder / "checkpoints").glob("*-last"):
-        if path == last:
+        if path == last or not step_of(path):  # a name of somebody's own
             continue
         if path.is_symlink():
             path.unlink()

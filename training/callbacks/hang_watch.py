@@ -25,7 +25,7 @@ class HangWatch(pl.Callback):
     def __init__(self, minutes: float) -> None:
         self.seconds = minutes * 60
         self.moved = time.monotonic()
-        self.ended = threading.Event()
+        self.ended = False  # no Event: NeMo copies the callbacks, and a lock cannot be copied
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._move()
@@ -41,17 +41,18 @@ class HangWatch(pl.Callback):
         self._move()
 
     def on_train_end(self, *_: Any) -> None:
-        self.ended.set()
+        self.ended = True
 
     def on_exception(self, *_: Any) -> None:
-        self.ended.set()
+        self.ended = True
 
     def _move(self) -> None:
         self.moved = time.monotonic()
 
     def _watch(self) -> None:
-        while not self.ended.wait(min(self.seconds / 4, 10)):
-            if time.monotonic() - self.moved > self.seconds:
+        while not self.ended:
+            time.sleep(min(self.seconds / 4, 10))
+            if not self.ended and time.monotonic() - self.moved > self.seconds:
                 text = f"HangError: no step ended for {self.seconds / 60:g} minutes (hang_minutes of the recipe)"
                 print(text, file=sys.stderr, flush=True)
                 say(text)
