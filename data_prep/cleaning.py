@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from common.errors import ConfigurationError
-from data_prep.html_text import html_text
+from data_prep.markup import html_text
 from data_prep.written_breaks import without_written_breaks
 
 # Cc but tab and line feed; zero-width space, marks of direction, word joiner, byte order mark, soft hyphen;
@@ -21,8 +21,8 @@ _CONTROL = re.compile(
 _BLANKS = re.compile(r"[^\S\n ][^\S\n]*| [^\S\n]+")  # but not the single blank, which is most of them
 _EMPTY_LINES = re.compile(r"\n{3,}")
 MOST_MARKS = 30  # on one letter: Unicode's stream-safe text format (UAX 15) has no more
-_COMBINING = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.combining(chr(code)))
-_MARKS = re.compile(f"([{_COMBINING}]{{{MOST_MARKS + 1},}})")
+_COMBINING = frozenset(mark for mark in map(chr, range(0x300, 0x20000)) if unicodedata.combining(mark))
+_MARKS = re.compile(f"([{''.join(sorted(_COMBINING))}]{{{MOST_MARKS + 1},}})")
 
 
 def _control(text: str) -> str:
@@ -39,6 +39,8 @@ def _whitespace(text: str) -> str:
 def _nfc(text: str) -> str:
     if text.isascii():
         return text
+    if _COMBINING.isdisjoint(text):
+        return unicodedata.normalize("NFC", text)
     # Python sorts the marks of one letter by insertion: of thousands in a row each stays where it is
     parts = _MARKS.split(text)
     parts[::2] = [unicodedata.normalize("NFC", part) for part in parts[::2]]

@@ -19,7 +19,7 @@ from data_prep.intake import Intake, Spool, take_in
 from data_prep.options import PrepareOptions
 from data_prep.prepare_report import PrepareReport
 from data_prep.prepare_report_page import write_html
-from data_prep.readers.hub import HubSource, is_hub_id, is_saved
+from data_prep.readers.hub_source import HubSource, is_hub_id, is_saved
 from data_prep.rendering import Renderer
 from data_prep.selection import select
 from data_prep.sources import TABLES, Rows, Source, file_of, is_table, open_source, tables_of

@@ -1,8 +1,9 @@
 r"""Line breaks that an export wrote out as a backslash and an n, told from backslashes that are meant.
 
-`CORP\rsmith`, `C:\new\table` and `printf("a\n")` have the same characters. A file whose texts have real line breaks
-wrote none out: there every backslash is meant. Elsewhere a path keeps its backslashes, and so does a word with one in
-it: a small letter behind a written break stands in a new sentence, behind a comma or after a blank.
+`CORP\rsmith`, `C:\new\table` and `printf("a\n")` have the same characters. A file whose texts have real line breaks,
+and hardly one with written breaks between its sentences, wrote none out: there every backslash is meant, as it is in a
+text with a real break. Elsewhere a path keeps its backslashes, and so does a word with one in it: a small letter behind
+a written break begins a line only after a comma, a sentence or a blank.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ _PATH = (  # on a drive; of a server; and \from\the\root or .\from\here, if no w
     r"|(?<!\S)\.{0,2}\\(?![nrt](?:\\|[A-Z]))[\w.-]++(?:\\[\w.-]++)++"
 )
 _WRITTEN = re.compile(rf"(?P<path>{_PATH})|(?P<breaks>(?:\\r\\n|\\[rn])++)|(?P<tab>\\t)")
+SHARE = 20
+_BETWEEN_SENTENCES = re.compile(r"[,.;:!?>] ?(?:\\r)?\\n(?![a-z])|\\n(?:\\r)?\\n|(?<=[^\W\d_])\\n[A-Z]")
 _SMALL = re.compile(r"[a-z0-9_]")
 
 
@@ -27,14 +30,14 @@ def without_written_breaks(text: str) -> str:
 
 
 def are_written(texts: Iterable[str]) -> bool:
-    """Whether more of a file's texts have written breaks than real ones."""
+    """Whether a file wrote breaks out: one in `SHARE` of its texts with breaks has them between sentences."""
     written = real = 0
     for text in texts:
         if "\n" in text.strip():
             real += 1
         elif "\\" in text:
-            written += without_written_breaks(text) != text
-    return written > real
+            written += _BETWEEN_SENTENCES.search(text) is not None
+    return written * SHARE > real
 
 
 def _meant(match: re.Match[str]) -> str:

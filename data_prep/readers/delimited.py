@@ -10,7 +10,7 @@ from typing import Any
 from common.errors import DataError
 from data_prep.readers.dialects import find_layout, names_in
 from data_prep.readers.encodings import TextLines, find_encoding
-from data_prep.readers.records import Dialect, records
+from data_prep.readers.record_reader import Dialect, records
 from data_prep.readers.rows import Damaged, OtherReading, Row, first_filled, places_of, repeated_columns
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from data_prep.readers.records import Dialect, Record, records
+from data_prep.readers.record_reader import Dialect, Record, records
 
 DELIMITERS = ",;\t|^~\x01\x1f§¦"
 QUOTES = "\"'"

@@ -153,7 +153,8 @@ def _document_text(node: Any, depth: int = 0) -> Iterator[str]:
     """The text of a document's node, with a line break behind each block."""
     if not isinstance(node, dict) or depth > 100:
         return
-    attributes = node.get("attrs") if isinstance(node.get("attrs"), dict) else {}
+    attributes: Any = node.get("attrs")
+    attributes = attributes if isinstance(attributes, dict) else {}
     text = node.get("text") or attributes.get("text") or attributes.get("shortName")
     if isinstance(text, str):
         yield text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -121,7 +122,7 @@ def test_data_sets_that_the_datasets_library_saved(tmp_path):
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["Access", "Billing"])}
     )
-    parts = {
+    parts: dict[Any, datasets.Dataset] = {
         name: datasets.Dataset.from_dict(
             {"text": [f"{name} {number}" for number in range(4)], "label": [0, 1, 1, 1]}, features
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.readers.records import LONGEST_FIELD
+from data_prep.readers.record_reader import LONGEST_FIELD
 from data_prep.sources import Damaged, Row, open_source
 
 HEADING = "subject,body,queue\n"
@@ -80,7 +80,7 @@ def test_of_a_file_cut_off_inside_of_a_body_no_line_is_a_ticket(tmp_path):
 
 
 def test_a_field_beyond_every_bound_costs_its_record(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.readers.records.LONGEST_FIELD", 1000)
+    monkeypatch.setattr("data_prep.readers.record_reader.LONGEST_FIELD", 1000)
     rows, damaged = read(tmp_path, f'{HEADING}a,"{LOG * 20}",X\nb,c,Y\n')
     csv.field_size_limit(LONGEST_FIELD)
     assert rows == [["b", "c", "Y"]]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.cleaning import RULES
-from data_prep.html_text import html_text
+from data_prep.markup import html_text
 from data_prep.normalizing import normalized
 from data_prep.written_breaks import are_written, without_written_breaks
 
@@ -88,7 +88,9 @@ def test_written_breaks_become_real(written, text):
 
 def test_a_file_with_real_breaks_wrote_none_out():
     assert are_written([r"a.\n\nB", "plain", r"c,\nd"])
-    assert not are_written([r"a.\n\nB", "real\nbreak", "real\n\nbreaks"])
+    assert are_written([r"a.\n\nB", "real\nbreak", "real\n\nbreaks"])
+    assert not are_written([r"a.\n\nB", *["real\nbreak"] * 20])
+    assert not are_written([r"split it at \n please", r"see ..\new", "real\nbreak"])
     assert not are_written(["plain", r"CORP\nina"])
 
 

@@ -57,7 +57,7 @@ class HubSource:
         finally:
             if not shows:
                 datasets.enable_progress_bars()
-        self._splits: dict[str, Any] = dict(loaded) if isinstance(loaded, dict) else {"": loaded}
+        self._splits: dict[Any, Any] = dict(loaded) if isinstance(loaded, dict) else {"": loaded}
         self.columns = list(dict.fromkeys(name for split in self._splits.values() for name in split.column_names))
         splits = ", ".join(name for name in self._splits if name)
         self.remarks = [f"{self.name}: the splits {splits} are taken together."] if len(self._splits) > 1 else []
