@@ -111,17 +111,24 @@ def find_layout(lines: Lines, line_ends: Sequence[str]) -> Layout:
     best: _Reading | None = None
     for line_end in line_ends:
         for delimiter in delimiters:
-            reading = _read(lines, Dialect(delimiter, quote, line_end=line_end))
+            reading = _best_quoting(lines, Dialect(delimiter, quote, line_end=line_end))
             if best is None or _merit(reading) > _merit(best):
                 best = reading
             if not best.misfits and best.layout.width > 1:
                 return best.layout
     assert best is not None
+    return best.layout
+
+
+def _best_quoting(lines: Lines, usual: Dialect) -> _Reading:
+    best = _read(lines, usual)
+    if not best.misfits:
+        return best
     for dialect in _other_quoting(best, lines):
         reading = _read(lines, dialect)
         if 2 * reading.misfits < best.misfits:
             best = reading
-    return best.layout
+    return best
 
 
 def names_in(fields: Iterable[str]) -> list[str]:
