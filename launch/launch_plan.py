@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,16 @@ class LaunchPlan:
     Attributes:
         stages: those that were selected, in order.
         todo: those of them whose output is missing or out of date.
+        waits: for jobs of other runs, by stage, in the words of `sbatch --dependency`.
+        makers: of stages that another run of a sweep makes, that run's name.
     """
 
     run: RunFolder
     profile: Profile
     stages: tuple[Stage, ...]
     todo: tuple[Stage, ...]
+    waits: Mapping[str, str] = field(default_factory=dict)
+    makers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: RunFolder, profile: Profile, selection: Selection) -> LaunchPlan:
