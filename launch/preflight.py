@@ -11,7 +11,6 @@ from typing import Any
 from common.errors import LaunchError
 from common.values import listed, one_line
 from data_prep.sources import SUFFIXES
-from launch import store
 from launch.executors.tunnel import ask, is_remote
 from launch.launch_plan import LaunchPlan
 from launch.run_status import active_jobs

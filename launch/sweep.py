@@ -80,7 +80,7 @@ def make_sweep(file: Path, overrides: Sequence[str], swept: Sequence[str], count
     points = points_of([Axis.of(text) for text in swept], count)
     names = [text.removeprefix("name=") for text in overrides if text.startswith("name=")]
     common = [text for text in overrides if not text.startswith("name=")]
-    asked = chr(0).join([*sorted(common), "", *sorted(swept), str(count or "")])
+    asked = chr(0).join([*sorted(common), "", *swept, str(count or "")])
     name = names[-1] if names else f"{configured(file, [])['name']}-sweep-{_hash(asked)}"
 
     def make(point: Point) -> RunFolder:
