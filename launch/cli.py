@@ -10,7 +10,7 @@ import warnings
 import typer
 
 from common.errors import NemoRunError
-from launch.commands import convert, doctor, evaluate, inspect, launch_recipe, monitor, plan, prepare, route
+from launch.commands import compare, convert, doctor, evaluate, inspect, launch_recipe, monitor, plan, prepare, route
 
 app = typer.Typer(
     name="nemo-run",
@@ -30,6 +30,7 @@ app.command("plan")(plan.plan_layouts)
 app.command("doctor")(doctor.examine)
 app.command("evaluate")(evaluate.evaluate_model)
 app.command("inspect")(inspect.inspect_run)
+app.command("compare")(compare.compare_runs)
 app.command("route")(route.route_tickets)
 
 
