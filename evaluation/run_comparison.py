@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from common import artifacts
 from evaluation.comparison import Comparison, compare
 from evaluation.run_figures import BASE, Ran, Score, total_of
 
@@ -110,22 +107,6 @@ class RunComparison:
             row |= {f"{stage}_seconds": run.seconds.get(stage) for stage in ("finetune", "evaluate")}
             rows.append(row | {"memory_gb": run.memory_gb})
         return rows
-
-
-def write_comparison(folder: Path, comparison: RunComparison) -> None:
-    """Write comparison.html, comparison.csv and the manifest into a folder."""
-    from evaluation.run_comparison_page import write_html
-
-    rows = comparison.rows()
-    with (folder / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    write_html(folder / "comparison.html", comparison)
-    inputs = {
-        run.name: run.settings | {name: asdict(score) for name, score in run.scores.items()} for run in comparison.runs
-    }
-    artifacts.write_manifest(folder, "comparison", inputs)
 
 
 def console_table(comparison: RunComparison) -> str:

@@ -1,13 +1,16 @@
-"""comparison.html: runs side by side on one page."""
+"""comparison.html and comparison.csv: runs side by side on one page, and as a table for other programs."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from common import artifacts
 from common.pages import write_page
 from evaluation import charts
 from evaluation.charts import Bar, Line
@@ -24,8 +27,21 @@ MOST_LETTERS = 24
 """Of a run's name beside a picture."""
 
 
-def write_html(file: Path, comparison: RunComparison) -> None:
-    """Render the page."""
+def write_comparison(folder: Path, comparison: RunComparison) -> None:
+    """Write comparison.html, comparison.csv and the manifest into a folder."""
+    rows = comparison.rows()
+    with (folder / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    _write_html(folder / "comparison.html", comparison)
+    inputs = {
+        run.name: run.settings | {name: asdict(score) for name, score in run.scores.items()} for run in comparison.runs
+    }
+    artifacts.write_manifest(folder, "comparison", inputs)
+
+
+def _write_html(file: Path, comparison: RunComparison) -> None:
     colours = _colours(comparison)
     measured = [run for run in comparison.runs if run.changes]
     write_page(

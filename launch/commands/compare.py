@@ -24,7 +24,8 @@ def compare_runs(
     from common import artifacts
     from common.errors import ConfigurationError
     from common.progress import bars
-    from evaluation.run_comparison import RunComparison, console_table, write_comparison
+    from evaluation.run_comparison import RunComparison, console_table
+    from evaluation.run_comparison_page import write_comparison
     from evaluation.run_figures import read_run
     from pipeline.sweep_folder import is_sweep, runs_of_sweep
 
