@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -201,10 +201,10 @@ def test_damaged_figures_are_named(runs: list[Path], tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def page(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def page(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     write_comparison(folder, compared(runs))
-    yield folder / "comparison.html"
+    return folder / "comparison.html"
 
 
 def test_the_page_needs_nothing_else(page: Path) -> None:
