@@ -79,10 +79,14 @@ def makers(runs: Sequence[RunFolder]) -> dict[tuple[Path, str], RunFolder]:
 def share(run: RunFolder, stage: Stage, maker: RunFolder) -> None:
     """Link everything that a stage leaves in a run folder to the run that makes it, now or later."""
     for link, target in zip(_left_by(stage, run), _left_by(stage, maker), strict=True):
-        if link.is_relative_to(run.path):  # elsewhere lies what recipes share anyway, such as an imported base
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
-            link.symlink_to(os.path.relpath(target, link.parent))
+        if not link.is_relative_to(run.path):
+            continue  # what recipes share anyway, such as an imported base
+        relative = os.path.relpath(target, link.parent)
+        if link.is_symlink() and os.readlink(link) == relative:
+            continue  # a job may be reading by it
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(relative)
 
 
 def _left_by(stage: Stage, run: RunFolder) -> list[Path]:
