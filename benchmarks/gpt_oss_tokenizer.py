@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from data_prep.harmony import CHAT_TEMPLATE
+from data_prep.toy_tokenizer import byte_level, save
 
 _LETTERS = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -44,8 +45,7 @@ def write_gpt_oss_tokenizer(vocabulary: Path, folder: Path) -> None:
     Raises:
         ValueError: `vocabulary` is another encoding.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import AddedToken, models
 
     ranks = _ranks(vocabulary)
     if len(ranks) != FIRST_SPECIAL:
@@ -56,25 +56,11 @@ def write_gpt_oss_tokenizer(vocabulary: Path, folder: Path) -> None:
         return "".join(visible[byte] for byte in token)
 
     merges = [(text(left), text(right)) for left, right in (_last_merge(token, ranks) for token in ranks if token[1:])]
-    tokenizer = Tokenizer(models.BPE({text(token): rank for token, rank in ranks.items()}, merges, ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    vocabulary_of_text = {text(token): rank for token, rank in ranks.items()}
+    tokenizer = byte_level(models.BPE(vocabulary_of_text, merges, ignore_merges=True), SPLIT)
     special = [SPECIAL.get(number, f"<|reserved_{number}|>") for number in range(FIRST_SPECIAL, max(SPECIAL) + 1)]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|startoftext|>",
-        eos_token="<|return|>",
-        pad_token="<|endoftext|>",
-        model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
-    ).save_pretrained(folder)
+    save(tokenizer, folder, CHAT_TEMPLATE)
 
 
 def _ranks(vocabulary: Path) -> dict[bytes, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from common.errors import ConfigurationError
 
@@ -19,26 +20,43 @@ def train_tokenizer(
     Raises:
         ConfigurationError: the vocabulary is too small, or the texts too few to fill it.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import models, pre_tokenizers, trainers
 
     plain = vocab_size - len(special_tokens)
     if plain < 256:
         raise ConfigurationError(
             f"a vocabulary of {vocab_size} cannot hold 256 bytes and {len(special_tokens)} tokens."
         )
-    tokenizer = Tokenizer(models.BPE())
-    split = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(split, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    split = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    tokenizer = byte_level(models.BPE(), split)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=plain, initial_alphabet=alphabet, show_progress=False, min_frequency=1)
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() < plain:
         raise ConfigurationError(f"the texts fill {tokenizer.get_vocab_size()} of {plain} entries: lower vocab_size.")
     tokenizer.add_special_tokens(special_tokens)
+    save(tokenizer, folder, chat_template)
+
+
+def byte_level(model: Any, split: str) -> Any:
+    """A tokenizer over bytes by a model of the package tokenizers; `split` is the pattern that takes text apart."""
+    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(split), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def save(tokenizer: Any, folder: Path, chat_template: str) -> None:
+    """Write a tokenizer with harmony's control tokens as a transformers folder."""
+    from transformers import PreTrainedTokenizerFast
+
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|return|>",

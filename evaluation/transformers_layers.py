@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from common.errors import CheckpointError
 from common.progress import Done, Progress, quiet
 from common.values import one_line
-from modeling.mxfp4 import dequantize
+from converters.mapping import BLOCKS, SCALES
+from converters.storage.safetensors_files import INDEX, SINGLE
+from modeling.mxfp4 import BLOCK, dequantize
 
-BLOCKS, SCALES = "_blocks", "_scales"
 SCORES = 2**27
 """Attention scores that a block of queries may have, all heads together: transformers' eager attention keeps about five
 fp32 copies of them."""
@@ -138,7 +139,7 @@ class _Layers:
         """(E, in, out) in fp32: transformers keeps the transpose of what is stored."""
         blocks, scales = (self._stored(name + end) for end in (BLOCKS, SCALES))
         experts, out, groups, _ = blocks.shape
-        decoded = torch.empty(experts, groups * 32, out)
+        decoded = torch.empty(experts, groups * BLOCK, out)
         for expert in range(experts):
             bits = dequantize(blocks[expert].numpy(), scales[expert].numpy(), threads=os.cpu_count() or 1)
             decoded[expert] = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).T
@@ -146,7 +147,7 @@ class _Layers:
 
 
 def _files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if not index.is_file():
-        return [folder / "model.safetensors"]
+        return [folder / SINGLE]
     return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]

@@ -11,6 +11,15 @@ from recipes.schema.recipe import Recipe
 from recipes.schema.trees import Deferred
 
 
+def samples_an_epoch(recipe: Recipe, data: Path) -> int:
+    """Rows or packs that one pass over the training data reads.
+
+    Raises:
+        DataError: the folder's report.json is missing or damaged.
+    """
+    return training_samples(data, recipe.data.seq_length if recipe.data.packed else None)
+
+
 def in_steps(recipe: Recipe, data: Path) -> Recipe:
     """The recipe with `data.epochs` as `trainer.max_steps`: passes over the rows of `data`, or over its packs.
 
@@ -20,7 +29,6 @@ def in_steps(recipe: Recipe, data: Path) -> Recipe:
     epochs = recipe.data.epochs
     if epochs is None:
         return recipe
-    samples = training_samples(data, recipe.data.seq_length if recipe.data.packed else None)
-    steps = max(1, math.ceil(epochs * samples / recipe.data.global_batch_size))
+    steps = max(1, math.ceil(epochs * samples_an_epoch(recipe, data) / recipe.data.global_batch_size))
     arguments = {**recipe.trainer.arguments, "max_steps": steps}
     return replace(recipe, trainer=Deferred(recipe.trainer.target, arguments))

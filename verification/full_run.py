@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.measure import GIB
+from pipeline.history import read_history
 from verification.subject import Subject
 
 ROOT = Path(__file__).parents[1]
@@ -81,10 +82,9 @@ def prove(subject: Subject, overrides: tuple[str, ...] = ()) -> Proof:
     converted = _Command(subject.folder / "adapter.log", ("convert", "adapter", str(run), str(peft)))
     converted.wait()
     untouched, changed = _against_base(subject, run)
-    rows = [json.loads(line) for line in (run / "finetune" / "history.jsonl").read_text().splitlines()]
     details = json.loads((run / "stages" / "export.json").read_text())["details"]
     return Proof(
-        losses=[row["loss"] for row in rows if "loss" in row],
+        losses=[row["loss"] for row in read_history(run / "finetune") if "loss" in row],
         resumed=int(resumed[1]),
         parity=details["largest_logit_difference"],
         untouched=untouched,

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from verification.subject import Subject
+from verification.subject import Subject, depth_of
 
 ROOT = Path(__file__).parents[1]
 TINY, SMALL, LARGE = MODELS = ("tiny", "gpt-oss-20b", "gpt-oss-120b")
@@ -128,10 +128,7 @@ def _round_trip(model: str, layers: int | None, inputs: Inputs) -> str:
         most = convert_all(model, layers, Path(folder)) / GIB  # verifies what it exports
     if most > 1.5:
         raise RuntimeError(f"a conversion took {most:.2f} GiB.")
-    return (
-        f"{IDENTICAL}, {most:.1f} GiB"
-        + Subject(model, inputs.folder, inputs.vocabulary, inputs.tickets, layers).depth()
-    )
+    return f"{IDENTICAL}, {most:.1f} GiB ({depth_of(model, layers)})"
 
 
 def _packed(inputs: Inputs) -> str:

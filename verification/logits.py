@@ -24,7 +24,6 @@ from safetensors.torch import load_file, save_file
 from common.progress import Progress, quiet
 from verification.subject import Subject
 
-SHORT, LONG = 640, 4_480
 COMPARED = 320
 """Positions at either end of the prompt."""
 

@@ -26,11 +26,11 @@ def inspect_run(
     from common import artifacts
     from common.progress import bars
     from common.torchrun import run_job
-    from data_prep.prepared import training_samples
     from evaluation.inspection_page import write_html
     from evaluation.jobs import InspectJob
     from evaluation.weight_changes import changes
     from pipeline.checkpoints import base_of, exported_parts, kept_checkpoints, name_of, parts_of
+    from pipeline.epochs import samples_an_epoch
     from pipeline.history import read_history
     from pipeline.run_folder import RunFolder
 
@@ -55,8 +55,7 @@ def inspect_run(
     with run_job(job, job.layout.processes) as file:
         answered = json.loads(file.read_text(encoding="utf-8"))
     history = read_history(opened.finetune)
-    size = recipe.data.seq_length if recipe.data.packed else None
-    steps_an_epoch = training_samples(opened.data, size) / recipe.data.global_batch_size
+    steps_an_epoch = samples_an_epoch(recipe, opened.data) / recipe.data.global_batch_size
     weights = [
         {**asdict(each), "relative": each.relative, "effective_rank": each.effective_rank} for each in matrix_changes
     ]  # fmt: skip
