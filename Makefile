@@ -5,7 +5,7 @@ FOR    ?= 3.12
 BIN    := $(VENV)/bin
 TWO    := -n 2  # processes, each of whole folders: see tests/conftest.py
 
-.PHONY: install demo test test-fast gpu-path-env test-gpu-path lint types bundle clean
+.PHONY: install demo test test-fast gpu-path-env test-gpu-path serving-env bridge-env lint types bundle clean
 
 install: $(VENV)/.installed  ## the package, NeMo and the tools, at the versions of constraints.txt
 
@@ -37,8 +37,23 @@ gpu-path-env: .gpu-path/.installed .gpu-path-newest/.installed  ## what test-gpu
 	tests/gpu_path/install.sh $(BIN)/python .gpu-path-newest tests/gpu_path/requirements-newest.txt
 	@touch $@
 
+# megatron-core 0.19 and Megatron-Bridge, in a folder of their own: NeMo 2 needs megatron-core 0.15.
+bridge-env: .megatron-bridge/.installed  ## what tests/converters/test_in_bridge.py needs, with gpu-path-env
+
+.megatron-bridge/.installed: tests/converters/megatron_bridge/requirements.txt | install
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .megatron-bridge --python-version 3.12 \
+	  --only-binary=:all: --requirement $<
+	@touch $@
+
 test-gpu-path: gpu-path-env  ## the code that runs on a GPU, its kernels emulated
 	$(BIN)/python -m pytest tests/gpu_path
+
+# The real vLLM, on a CPU, in an environment of its own: 2 GB, made once, some minutes.
+serving-env: .serving/.installed  ## what the tests with the real server need: AVX2, no GPU
+
+.serving/.installed: tests/serving/requirements.txt tests/serving/install.sh | install
+	tests/serving/install.sh $(BIN)/python .serving
+	@touch $@
 
 lint: install
 	$(BIN)/ruff check .

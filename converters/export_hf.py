@@ -1,4 +1,4 @@
-"""NeMo → Hugging Face: a base or a fully trained model, with an adapter merged on the way."""
+"""NeMo or Megatron-Bridge → Hugging Face: a base or a fully trained model, with an adapter merged on the way."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import torch
 
 from common.artifacts import FINISHED, write_text
 from common.errors import CheckpointError, ConfigurationError
+from common.foreign import file_in
 from common.progress import Progress, TensorCounter, quiet
 from common.values import parse_size
+from converters.finite import ensure_finite
 from converters.lora import Adapter
 from converters.mapping import BLOCKS, SCALES, TABLE, Entry, Place, layers_of, places
 from converters.model_card import card_text
-from converters.nemo_folder import CONFIG, SCALES_FILE, TOKENIZER, checkpoint_identity, is_nemo
+from converters.nemo_folder import MegatronFolder, checkpoint_identity, is_megatron
 from converters.nemo_reader import NemoReader
 from converters.openai_layout import QUANTIZATION
 from converters.output_folder import (
@@ -87,7 +89,7 @@ def export_checkpoint(
     """Write a complete Hugging Face folder: safetensors with index, config, generation_config, tokenizer, model card.
 
     Args:
-        nemo: a checkpoint of our import, or of NeMo's training in full.
+        nemo: a checkpoint of our import, or of a training in full, of NeMo or Megatron-Bridge.
         adapter: an adapter checkpoint to merge, in fp32.
         weights: "fp32", "bf16" or "mxfp4"; "auto" is the checkpoint's own, MXFP4 where its experts are packed. As
             MXFP4, experts that training did not touch get their original blocks and scales back, byte for byte.
@@ -130,7 +132,7 @@ def export_checkpoint(
 
 
 class Source:
-    """A NeMo checkpoint and what an export needs besides its weights.
+    """A checkpoint of NeMo or Megatron-Bridge and what a conversion needs besides its weights.
 
     Raises:
         CheckpointError: a tensor is missing, of another shape, or unknown; or there is no config.json.
@@ -139,21 +141,39 @@ class Source:
     def __init__(self, nemo: Path, like: Path) -> None:
         self.nemo, self.like = nemo, like
         self.reader = NemoReader(nemo)
-        context = like / "context"
-        self.config_file = next((f for f in (context / CONFIG, like / "config.json") if f.is_file()), None)
-        if self.config_file is None:
-            raise CheckpointError(f"{like} holds no config.json of its model: name the imported base with --like.")
-        self.config = GptOssConfig.from_file(self.config_file)
-        self.tokenizer = context / TOKENIZER if (context / TOKENIZER).is_dir() else like
+        folder = MegatronFolder.find(like)
+        raw = folder.config if is_megatron(like) else None
+        # in the order of precedence: of this package's checkpoint, of a run config, of a Hugging Face folder
+        self.config_file = folder.config_file if folder.config_file.is_file() else folder.settings
+        if raw is None:
+            self.config_file = file_in(like, "config.json")
+            if not self.config_file.is_file():
+                raise CheckpointError(f"{like} holds no config.json of its model: name the imported base with --like.")
+            raw = GptOssConfig.from_file(self.config_file).raw
+        self.config = GptOssConfig.from_dict(raw, str(self.config_file))
+        self.beside = folder.beside if is_megatron(like) else like
+        self.tokenizer = next((f for f in (folder.tokenizer, folder.beside) if (f / "tokenizer.json").is_file()), like)
         self.reader.check(self.config, self.config_file)
+
+    @cached_property
+    def config_json(self) -> bytes:
+        """Bytes of the model's config.json."""
+        if self.config_file.suffix == ".json":
+            return self.config_file.read_bytes()
+        return (json.dumps(self.config.raw, indent=2, sort_keys=True) + "\n").encode()
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether it is known what MXFP4 scales the base had."""
+        return self._scales is not None
 
     @cached_property
     def _scales(self) -> SafetensorsReader | NemoReader | None:
         """Where the MXFP4 scales of the base are: packed with its experts, or beside them as the import kept them."""
-        file = self.like / SCALES_FILE
+        file = MegatronFolder.find(self.like).scales
         if file.is_file():
             return SafetensorsReader(file)
-        like = self.reader if self.like == self.nemo else NemoReader(self.like) if is_nemo(self.like) else None
+        like = self.reader if self.like == self.nemo else NemoReader(self.like) if is_megatron(self.like) else None
         return like if like is not None and like.packed else None
 
     def scales(self, entry: Entry, place: Place) -> np.ndarray | None:
@@ -167,8 +187,8 @@ class Source:
 
     def identity(self) -> dict[str, Any]:
         """Hashes, sizes and times of the source's files, for the fingerprint of the export."""
-        files = [self.like / SCALES_FILE, *(self.tokenizer / name for name in TOKENIZER_FILES)]
-        assert self.config_file is not None
+        scales = MegatronFolder.find(self.like).scales
+        files = [scales, *(self.tokenizer / name for name in TOKENIZER_FILES)]
         return checkpoint_identity(self.nemo) | source_files([self.config_file, *files])
 
 
@@ -205,7 +225,7 @@ class _Export:
         return Group(specs, tuple(partial(self._plain, entry, place, specs) for place in where))
 
     def _plain(self, entry: Entry, place: Place, specs: tuple[TensorSpec, ...]) -> list[Slab]:
-        value = self._value(entry, place).to(specs[0].dtype)
+        value = ensure_finite(self._value(entry, place).to(specs[0].dtype), f"{self.source.nemo}: {entry.nemo}")
         if place.expert is not None and entry.is_expert_matrix:
             return [Slab(specs[0].name, place.expert, transpose(value, entry.rows_in_hf(self.config)))]
         parts = entry.to_hf(value, self.config)
@@ -260,18 +280,16 @@ def _exact(value: torch.Tensor, scales: np.ndarray, order: np.ndarray) -> np.nda
 
 
 def _write_files(source: Source, folder: Path, export: _Export, details: dict[str, Any], usage: str) -> None:
-    assert source.config_file is not None
-    _write_config(source.config_file, folder / "config.json", export)
-    beside = source.config_file.parent
-    copy_files((GENERATION, *LICENSES), beside, folder)
+    _write_config(source.config_json, folder / "config.json", export)
+    copy_files((GENERATION, *LICENSES), source.beside, folder)
     copy_files(TOKENIZER_FILES, source.tokenizer, folder)
     storage = MXFP4 if export.mxfp4 else str(export.plain_dtype(TABLE[0])).removeprefix("torch.")
     (folder / "README.md").write_text(card_text(source.nemo, source.like, storage, details, usage))
 
 
-def _write_config(original: Path, target: Path, export: _Export) -> None:
+def _write_config(original: bytes, target: Path, export: _Export) -> None:
     """The original config.json, byte for byte where it already says how the weights are stored."""
-    raw = json.loads(original.read_text())
+    raw = json.loads(original)
     config = {name: value for name, value in raw.items() if name != "quantization_config"}
     if export.mxfp4:
         config["quantization_config"] = raw.get("quantization_config", QUANTIZATION)
@@ -280,6 +298,6 @@ def _write_config(original: Path, target: Path, export: _Export) -> None:
     stands = [name for name in ("dtype", "torch_dtype") if name in raw]
     config |= dict.fromkeys(stands or ([] if plain == "bfloat16" and export.mxfp4 else ["dtype"]), plain)
     if config == raw:
-        target.write_bytes(original.read_bytes())
+        target.write_bytes(original)
     else:
         target.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

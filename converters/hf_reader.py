@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 
 from common.errors import CheckpointError, ConfigurationError
+from common.foreign import file_in, read_json
+from common.values import one_line
 from converters import openai_layout
 from converters.mapping import BLOCKS, SCALES, Entry, Place, layers_of
 from converters.storage.safetensors_files import SafetensorsReader
@@ -65,7 +66,7 @@ class HfReader:
             CheckpointError: neither holds one.
         """
         for folder in (self.folder, *([self.folder.parent] if self.openai else [])):
-            missing = [name for name in ("tokenizer.json", "tokenizer_config.json") if not (folder / name).is_file()]
+            missing = [n for n in ("tokenizer.json", "tokenizer_config.json") if not file_in(folder, n).is_file()]
             if not missing:
                 return folder
         raise CheckpointError(f"{self.folder} lacks its tokenizer ({', '.join(missing)}): copy it there.")
@@ -118,7 +119,7 @@ class HfReader:
 
     def _openai_config(self, file: Path) -> GptOssConfig | None:
         try:
-            raw = json.loads(file.read_text())
+            raw = read_json(self.folder, file.name)
         except (OSError, ValueError):
             return None  # GptOssConfig.from_file says what is wrong
         if not isinstance(raw, dict) or "model_type" in raw or "rope_scaling_factor" not in raw:
@@ -127,6 +128,8 @@ class HfReader:
             return GptOssConfig.from_dict(openai_layout.to_hf_config(raw), str(file))
         except KeyError as error:
             raise ConfigurationError(f"{file} has no field {error.args[0]!r}: fetch the model again.") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ConfigurationError(f"{file} holds a field of the wrong kind ({one_line(error)}).") from None
 
     def _at(self, name: str) -> tuple[str, tuple[int, int] | None]:
         return openai_layout.stored_at(name, self.config) if self.openai else (name, None)

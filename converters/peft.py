@@ -19,6 +19,8 @@ import torch
 
 from common import artifacts
 from common.errors import CheckpointError
+from common.foreign import read_json
+from converters.finite import ensure_finite
 from converters.lora import LINEAR_IN, LINEAR_OUT, Adapter, empty_states, linear_of
 from converters.mapping import TABLE, Entry, Place, layers_of
 from converters.nemo_context import Call, Symbol, write_context
@@ -161,7 +163,8 @@ class _PeftExport:
     def _factors(self, entry: Entry, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
         factors = self.adapter.factors(entry, place)
         assert factors is not None
-        return factors
+        a, b = (ensure_finite(factor, linear_of(entry)) for factor in factors)
+        return a, b
 
 
 # ---- PEFT → NeMo --------------------------------------------------------------------------------------------------
@@ -197,9 +200,9 @@ class _PeftReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text())
+            self.settings: dict[str, Any] = read_json(folder, SETTINGS)
             self.rank, self.alpha = int(self.settings["r"]), float(self.settings["lora_alpha"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             raise CheckpointError(f"{folder / SETTINGS} is missing or damaged: name a PEFT folder.") from None
         for option in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern"):
             if self.settings.get(option):
@@ -283,7 +286,7 @@ class _PeftReader:
             raise CheckpointError(
                 f"{self.folder / ADAPTER}: {name} has shape {self.files.shape(name)}, expected {shape}."
             )
-        return self.files.slice(name)[:]
+        return ensure_finite(self.files.slice(name)[:], f"{self.folder / ADAPTER}: {name}")
 
     def _layers(self, entry: Entry, config: GptOssConfig) -> list[int]:
         layers = range(config.num_layers)

@@ -12,6 +12,7 @@ from typing import Any
 
 from common import artifacts
 from common.errors import ConfigurationError, DataError
+from common.foreign import file_in
 from common.progress import Progress, quiet
 from data_prep import splitting
 from data_prep.intake import Intake, Spool, take_in
@@ -101,12 +102,21 @@ def _inputs(paths: Sequence[str | Path], options: PrepareOptions) -> dict[str, A
         file = Path(path)
         sources.append({"name": file.name, "sha256": artifacts.hash_file(file)} if file.is_file() else str(path))
     frozen = Path(options.frozen) / splitting.SPLITS_FILE if options.frozen else None
-    return {
+    return _tokenizer(options.tokenizer) | {
         "format": FORMAT,
         "sources": sources,
         "options": asdict(options),
         "frozen": artifacts.hash_file(frozen) if frozen and frozen.is_file() else None,
     }
+
+
+def _tokenizer(name: str | None) -> dict[str, Any]:
+    """The files of a local tokenizer, an edit of which changes every prompt."""
+    folder = Path(name) if name else None
+    if folder is None or not folder.is_dir():
+        return {}
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in (".json", ".jinja") and file.is_file()]
+    return {"tokenizer": {file.name: artifacts.hash_or_size(file) for file in files}}
 
 
 def _write(intake: Intake, folder: Path, options: PrepareOptions, progress: Progress) -> PrepareReport:
@@ -158,7 +168,9 @@ def _copy(source: Path, out: Path) -> PrepareReport:
         raise DataError(f"{source} lacks {missing[0]}: prepare it again.")
     if source.resolve() != out.resolve():
         with artifacts.new_folder(out) as folder:
-            shutil.copytree(source, folder, dirs_exist_ok=True)
+            for name in manifest.files if (manifest := artifacts.read_manifest(source)) else WRITTEN:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file_in(source, name), folder / name)
             artifacts.write_manifest(folder, KIND, {"copied": str(source.resolve())})
     return _stored_report(out)
 

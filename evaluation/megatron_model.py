@@ -63,7 +63,7 @@ def tokenizer_of(parts: Parts) -> Any:
     """The tokenizer that a model was trained with."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(parts.tokenizer)
+    return AutoTokenizer.from_pretrained(parts.tokenizer, trust_remote_code=False)
 
 
 def score_split(job: ScoreJob, out: Path) -> None:

@@ -43,7 +43,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     _ensure(folder, "tokenizer.json")
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers 0.22 raises a bare Exception for a damaged tokenizer.json
         raise CheckpointError(
             f"{folder}/tokenizer.json cannot be read ({one_line(error)}): export it again."
@@ -60,7 +60,12 @@ def _model(folder: Path) -> Any:
 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"transformers cannot load {folder} ({one_line(error)}): export it again.") from error

@@ -11,6 +11,7 @@ from typing import Any
 
 from common import artifacts
 from common.errors import ConfigurationError
+from common.values import one_line
 from pipeline.run_folder import RECIPE_FILE, RunFolder
 from recipes.schema.recipe import Recipe, dump_recipe, recipe_from
 from recipes.schema.trees import tree_of
@@ -28,7 +29,12 @@ def make_run(file: Path, overrides: list[str], runs: Path) -> RunFolder:
     tree = configured(file, overrides)
     _resolve_paths(tree)
     recipe = recipe_from(tree, str(file))
-    path = (runs / str(recipe.name)).resolve()
+    if not re.fullmatch(r"(?![.-])[\w.+-]+", recipe.name):
+        raise ConfigurationError(
+            f"name={one_line(ascii(recipe.name), 60)} is no name of one folder inside {runs}: use letters, digits and "
+            "_ . + - only; --runs chooses where it stands."
+        )
+    path = (runs / recipe.name).resolve()
     if not re.fullmatch(r"[\w./+-]+", str(path)):
         raise ConfigurationError(
             f"{path} holds characters that shells or NeMo take apart: choose other --runs or name=."

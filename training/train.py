@@ -83,7 +83,7 @@ class Training:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
         if attention.this_machine().capability is not None:
             check_states(self.start / "weights", self.config)
-        tokenizer = AutoTokenizer(str(self.like / "context" / TOKENIZER))
+        tokenizer = AutoTokenizer(str(self.like / "context" / TOKENIZER), trust_remote_code=False)
         llm.finetune(
             model=llm.GPTOSSModel(self._model_config(), tokenizer=tokenizer),
             data=self._data(tokenizer),

@@ -1,4 +1,4 @@
-"""NeMo 2 weights on disk (`weights/`, torch.distributed.checkpoint) read and written piece by piece.
+"""Weights of NeMo and Megatron-Bridge on disk (torch.distributed.checkpoint), read and written piece by piece.
 
 No model is built and torch.distributed is not initialised. A tensor of the table is stored as one chunk for each layer
 (and expert), which is what lets Megatron load it at any TP, EP and PP.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
@@ -43,13 +44,16 @@ from torch.utils.serialization import config as serialization
 
 from common.artifacts import FINISHED, write_bytes
 from common.errors import CheckpointError
+from common.foreign import file_in
 from common.values import one_line
+from converters.storage.checked_folder import load_saved
 from converters.storage.direct_io import DirectFile, WriteStream
 from converters.storage.metadata_file import read_metadata
 from converters.storage.pool import run_all
 from converters.storage.torch_archives import TorchArchives, region
 
 PREFIX = "module."
+"""Of the model's keys in NeMo 2; Megatron-Bridge has none."""
 # What megatron-core's dist_checkpointing looks for beside the tensors.
 FORMAT = {
     "sharded_backend": "torch_dist",
@@ -91,6 +95,7 @@ def write_weights(
     pieces: Sequence[Piece],
     empty_states: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda size, tensors: None,
+    common: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `folder` as Megatron's torch_dist checkpoint; each thread has one piece in memory at a time.
 
@@ -100,6 +105,7 @@ def write_weights(
     Args:
         empty_states: keys of module states that Megatron asks for and that hold nothing.
         progress: called with bytes and number of pieces after they were produced.
+        common: what common.pt holds, plain values.
     """
     folder.mkdir(parents=True, exist_ok=True)
     writer = _Writer(folder)
@@ -126,7 +132,7 @@ def write_weights(
 
     run_all((lambda number=number: write(number)) for number in range(len(plans)))
     writer.finish(_metadata(pieces, empty_states), results)
-    torch.save({}, folder / "common.pt")
+    torch.save(dict(common or {}), folder / "common.pt")
     (folder / "metadata.json").write_text(json.dumps(FORMAT))
 
 
@@ -233,30 +239,38 @@ class _Producer(DefaultSavePlanner):
         return value if value.untyped_storage().nbytes() == piece.bytes else value.clone()
 
 
-class WeightsReader:
-    """Random access to the tensors of a `weights/` folder, at whatever layout they were saved.
+# megatron-core 0.19's key of what common.pt held before (dist_checkpointing.serialization.load_common_state_dict)
+_COMMON = "common_state/shard_0_1"
+# megatron-core's optimizers: `optimizer.`, or `chained_0.optimizer.` where experts have one of their own
+_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
 
+
+class WeightsReader:
+    """Random access to the tensors of a torch_dist folder, at whatever layout they were saved.
+
+    Args:
+        prefix: of the model's keys.
     Raises:
         CheckpointError: the folder is no torch_dist checkpoint, or damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, prefix: str = PREFIX) -> None:
+        self.folder, self.prefix = folder, prefix
         if not (folder / ".metadata").is_file():
             raise CheckpointError(f"{folder} holds no NeMo weights (.metadata is missing): name a NeMo checkpoint.")
-        self.metadata = read_metadata(folder / ".metadata")
+        self.metadata = read_metadata(file_in(folder, ".metadata"))
         self._chunks = cache(self._chunks_by_leading)
         self._archives = TorchArchives()
         self._open = lru_cache(64)(DirectFile)  # Megatron writes two files a rank
 
     @cached_property
     def tensors(self) -> dict[str, TensorStorageMetadata]:
-        """Stored tensors of the model by their key below `module.`; optimizer state is left out."""
+        """Stored tensors of the model by their key below the prefix; optimizer state is left out."""
         stored = self.metadata.state_dict_metadata
         return {
-            key.removeprefix(PREFIX): value
+            key.removeprefix(self.prefix): value
             for key, value in stored.items()
-            if key.startswith(PREFIX) and isinstance(value, TensorStorageMetadata)
+            if key.startswith(self.prefix) and isinstance(value, TensorStorageMetadata) and not _OPTIMIZER.match(key)
         }
 
     def shape(self, key: str) -> tuple[int, ...]:
@@ -266,12 +280,29 @@ class WeightsReader:
             CheckpointError: there is no such tensor.
         """
         if key not in self.tensors:
-            raise CheckpointError(f"{self.folder} lacks {PREFIX}{key}: it is no gpt-oss checkpoint, or incomplete.")
+            raise CheckpointError(
+                f"{self.folder} lacks {self.prefix}{key}: it is no gpt-oss checkpoint, or incomplete."
+            )
         return tuple(self.tensors[key].size)
 
     def dtype(self, key: str) -> torch.dtype:
         """Stored dtype of a tensor."""
         return self.tensors[key].properties.dtype
+
+    def common(self) -> dict[str, Any]:
+        """What the checkpoint holds beside the tensors: in common.pt, or since megatron-core 0.19 in an object.
+
+        Raises:
+            CheckpointError: it is damaged, or holds more than values.
+        """
+        place = self.metadata.storage_data.get(MetadataIndex(_COMMON))
+        if (self.folder / "common.pt").is_file():
+            state = load_saved(self.folder / "common.pt")
+        elif place is None:
+            return {}
+        else:
+            (state,) = load_saved(self.folder / place.relative_path, place.offset, place.length)
+        return state if isinstance(state, dict) else {}
 
     def read(self, key: str, *leading: int, rows: tuple[int, int] | None = None) -> torch.Tensor:
         """The part of a tensor at the given indices of its leading axes, those axes dropped.
@@ -281,7 +312,7 @@ class WeightsReader:
         Raises:
             CheckpointError: no such tensor, or its file is damaged.
         """
-        rest = list(self.shape(key)[len(leading) :])
+        rest = list(WeightsReader.shape(self, key)[len(leading) :])  # as it is stored, whatever a subclass says
         start, stop = rows or (0, rest[0])
         rest[0] = stop - start
         offset = (*leading, start, *(0 for _ in rest[1:]))
@@ -289,7 +320,7 @@ class WeightsReader:
         local = ChunkStorageMetadata(torch.Size(offset), torch.Size(size))
         chunks = self._chunks(key, len(leading)).get(leading, self.tensors[key].chunks)
         near = TensorStorageMetadata(self.tensors[key].properties, self.tensors[key].size, chunks)
-        items = create_read_items_for_chunk_list(PREFIX + key, near, [local])
+        items = create_read_items_for_chunk_list(self.prefix + key, near, [local])
         if sum(item.lengths.numel() for item in items) != local.sizes.numel():
             raise CheckpointError(f"{self.folder} lacks a part of {key}: make the checkpoint again.")
         try:
@@ -308,7 +339,7 @@ class WeightsReader:
     def _read(self, item: ReadItem) -> torch.Tensor:
         """The part of a stored chunk that the item names."""
         stored = self.metadata.storage_data[item.storage_index]
-        file = self._open(self.folder / stored.relative_path)
+        file = self._open(file_in(self.folder, stored.relative_path))
         return self._archives.read(file, stored.offset, stored.length, item.storage_offsets, item.lengths)
 
     def _chunks_by_leading(self, key: str, axes: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from common.artifacts import write_text
 from common.errors import CheckpointError
+from common.foreign import file_in, read_json
 from common.values import one_line
 from converters.storage.direct_io import DirectFile
 from converters.storage.pool import run_all
@@ -74,9 +75,9 @@ class SafetensorsReader:
     def _find(self) -> dict[str, str]:
         if self._single:
             return dict.fromkeys(self._open(self._single).keys(), self._single)
-        if (self.folder / INDEX).is_file():
+        if file_in(self.folder, INDEX).is_file():
             files = self._read_index()
-        elif (self.folder / SINGLE).is_file():
+        elif file_in(self.folder, SINGLE).is_file():
             files = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
         else:
             raise CheckpointError(f"{self.folder} holds neither {INDEX} nor {SINGLE}: fetch the model again.")
@@ -87,10 +88,10 @@ class SafetensorsReader:
     def _read_index(self) -> dict[str, str]:
         index = self.folder / INDEX
         try:
-            content = json.loads(index.read_text())
+            content = read_json(self.folder, INDEX)
             weight_map = {str(name): str(file) for name, file in content["weight_map"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CheckpointError(f"{index} is damaged: fetch it again.") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is damaged ({one_line(error)}): fetch it again.") from None
         for file in sorted(set(weight_map.values())):
             present = set(self._open(file).keys())
             named = {name for name, where in weight_map.items() if where == file}
@@ -103,13 +104,13 @@ class SafetensorsReader:
 
     def _open(self, name: str) -> dict[str, StoredTensor]:
         if name not in self._opened:
-            path = self.folder / name
+            path = file_in(self.folder, name)
             try:
                 with safe_open(path, framework="pt"):  # the library checks the header
                     self._opened[name] = stored_tensors(DirectFile(path, cached=self._cached))
             except FileNotFoundError:
                 raise CheckpointError(f"{path} is missing: fetch the model again.") from None
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, ValueError) as error:
                 raise CheckpointError(f"{path} is truncated or damaged ({one_line(error)}): fetch it again.") from None
         return self._opened[name]
 

@@ -46,6 +46,9 @@ def prepare_tickets(
     instruction: Annotated[
         str | None, typer.Option(help="Instruction; {labels} stands for the labels, {column} for their column.")
     ] = None,
+    rendering: Annotated[
+        str, typer.Option(help="server: the prompt of vLLM's chat API; template: that of Hugging Face's chat template.")
+    ] = "server",
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or Hub id: its chat template renders, its tokens are counted.")
     ] = None,
@@ -81,6 +84,7 @@ def prepare_tickets(
         balance=balance,  # type: ignore[arg-type]  # PrepareOptions refuses what it does not know
         format=format,  # type: ignore[arg-type]
         instruction=instruction or DEFAULT_INSTRUCTION,
+        rendering=rendering,  # type: ignore[arg-type]
         tokenizer=tokenizer,
         max_length=max_length,
         too_long=too_long,  # type: ignore[arg-type]

@@ -58,7 +58,7 @@ CHATS = [
 def test_routing_prompt():
     prompt = routing_prompt(renderer(), "Route to A, B.")
     assert prompt.fill("My {{ printer }}\n<b>") == (
-        SYSTEM + "<|start|>developer<|message|># Instructions\n\nRoute to A, B.\n\n<|end|>"
+        SYSTEM + "<|start|>developer<|message|># Instructions\n\nRoute to A, B.<|end|>"
         "<|start|>user<|message|>My {{ printer }}\n<b><|end|><|start|>assistant<|channel|>final<|message|>"
     )
 
@@ -66,7 +66,7 @@ def test_routing_prompt():
 def test_chat_with_thinking():
     prompt, answer = chat_turn(renderer(), CHATS[1])
     assert prompt == (
-        SYSTEM + "<|start|>developer<|message|># Instructions\n\nAnswer in French.\n\n<|end|>"
+        SYSTEM + "<|start|>developer<|message|># Instructions\n\nAnswer in French.<|end|>"
         "<|start|>user<|message|>One?<|end|><|start|>assistant<|channel|>final<|message|>Un<|end|>"
         "<|start|>user<|message|>Two?<|end|><|start|>assistant"
     )
@@ -80,6 +80,9 @@ def test_a_tokenizers_own_template_gives_the_same_text(tokenizer):
     ours = renderer(), renderer(tokenizer)
     tokenizer.chat_template = STUB
     theirs = renderer(tokenizer)
+    hub = [renderer(each, "template") for each in (None, tokenizer)]
+    assert routing_prompt(hub[0], "Route.") == routing_prompt(hub[1], "Route.")
+    assert "# Instructions\n\nRoute.\n\n<|end|>" in routing_prompt(hub[1], "Route.").before
     for render in ours:
         assert routing_prompt(render, "Route.") == routing_prompt(theirs, "Route.")
         for chat in CHATS:

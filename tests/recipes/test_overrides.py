@@ -117,3 +117,17 @@ def test_a_recipe_of_version_0_1_is_told_what_moved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("override", "value"), [("name=1e5", "1e5"), ("data.source=007", "007"), ("name=yes", "yes")])
 def test_text_stays_text(override: str, value: str) -> None:
     assert at(configured(TINY, [override]), override.partition("=")[0]) == value
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../evil", "../../evil", "/tmp/evil", "a/b", ".", "..", ".hidden", "-rf", "a b", "a\nb", "$(id)", "a=b"],
+)
+def test_a_run_stays_inside_its_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is no name of one folder inside"):
+        make_run(TINY, [f"name={name}"], tmp_path / "runs")
+
+
+def test_names_that_people_give(tmp_path: Path) -> None:
+    for name in ("mine", "2026-11-26_lr1e-4", "v1.2+x", "007"):
+        assert make_run(TINY, [f"name={name}"], tmp_path / "runs").path == tmp_path / "runs" / name
