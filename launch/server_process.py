@@ -96,22 +96,25 @@ class ServerProcess:
 
 @contextmanager
 def running(command: list[str], environment: Mapping[str, str], mark: str) -> Iterator[ServerProcess]:
-    """The process until the block ends, however it ends: SIGTERM and SIGHUP count as Ctrl-C."""
+    """The process until the block ends, however it ends: SIGTERM and SIGHUP count as Ctrl-C.
+
+    SIGINT is handled too, which a shell has the commands that it runs in the background ignore.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         server = ServerProcess(command, environment, mark)
         try:
             yield server
         finally:
-            for number in (signal.SIGINT, *before):
+            for number in before:
                 signal.signal(number, signal.SIG_IGN)  # an impatient second Ctrl-C would leave processes behind
             server.end()
     finally:
-        for number, handler in {**before, signal.SIGINT: signal.default_int_handler}.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

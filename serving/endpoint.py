@@ -78,7 +78,7 @@ class Endpoint:
         self._constraint: str | None = None
         self._probed = False
         self._probing = Lock()
-        self._chosen_tokens = True
+        self._chosen_tokens: bool | None = None  # whether the server knows logprob_token_ids, once it was asked
 
     def __enter__(self) -> Endpoint:
         return self
@@ -188,11 +188,11 @@ class Endpoint:
         Raises:
             RefusedError: the server gives log-probabilities neither of chosen tokens nor of prompts.
         """
-        if self._chosen_tokens:
+        if self._chosen_tokens is not False:
             scored = self._asked_twice(lambda: self._score_by_tree(prompt, LabelTree(list(answers))))
+            self._chosen_tokens = scored is not None
             if scored is not None:
                 return scored
-            self._chosen_tokens = False
         return self._asked_twice(lambda: self._score_by_echo(prompt, answers))
 
     def _score_by_tree(self, prompt: list[int], tree: LabelTree) -> tuple[np.ndarray, int] | None:
@@ -210,7 +210,7 @@ class Endpoint:
             try:
                 answers = self._complete([[*prompt, *stem] for stem in missing], max_tokens=most, **fields)
             except RefusedError as refused:
-                if not refused.of_request:
+                if not refused.of_request or self._chosen_tokens:
                     raise
                 return None
             for stem, answer in zip(missing, answers, strict=True):

@@ -34,8 +34,8 @@ curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' -d
 {request}
 ```
 
-A whole table, with retries and from where it stopped: `nemo-run route tickets.csv --endpoint http://localhost:8000 --data
-PREPARED_FOLDER --out routed.csv`. The chat API of vLLM, started as `nemo-run serve` does, renders the same prompt from a
+A whole table, with retries and where it stopped: `nemo-run route tickets.csv --endpoint http://localhost:8000 --data
+PREPARED_FOLDER --out routed.csv`. vLLM's chat API, started as `nemo-run serve` does, renders the same prompt from a
 developer's and a user's message at `reasoning_effort` low. In transformers:
 
 ```python

@@ -8,9 +8,8 @@ import pytest
 
 from common.errors import DataError
 from data_prep.harmony import DATE, Prompt, chat_instruction, chat_turn, renderer, routing_prompt
-from tests.conftest import REPOSITORY
+from tests.real_tickets import real_vocabulary
 
-VOCABULARY = REPOSITORY.parent / "shared" / "data" / "tokenizer"
 INSTRUCTION = "Route the ticket. Answer with its queue, one of: IT, Billing & Payments, Überweisungen."
 TICKETS = ["My printer\n\nburns <b>", "", "  two blanks\n", "Größe 👍🏽 日本語", "a < |end|> b"]
 
@@ -18,10 +17,8 @@ TICKETS = ["My printer\n\nburns <b>", "", "  two blanks\n", "Größe 👍🏽 �
 @pytest.fixture(scope="module")
 def encoding() -> Any:
     harmony = pytest.importorskip("openai_harmony")
-    if not (VOCABULARY / "o200k_base.tiktoken").is_file():
-        pytest.skip("../shared/data/tokenizer/o200k_base.tiktoken is not here")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIKTOKEN_ENCODINGS_BASE", str(VOCABULARY))
+        patch.setenv("TIKTOKEN_ENCODINGS_BASE", str(real_vocabulary().parent))
         return harmony.load_harmony_encoding(harmony.HarmonyEncodingName.HARMONY_GPT_OSS)
 
 

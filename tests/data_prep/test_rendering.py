@@ -126,7 +126,7 @@ def test_a_row_is_one_line_for_every_reader():
 def test_a_label_that_is_a_placeholder_or_a_control_token_is_refused(tmp_path, tokenizer, format, label):
     tokenizer.add_special_tokens({"additional_special_tokens": [*tokenizer.additional_special_tokens, "</s>"]})
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="is a (placeholder|control token of the tokenizer): rename it") as error:
+    with pytest.raises(DataError, match=r"is a (placeholder|control token of the tokenizer): rename it") as error:
         Renderer(PrepareOptions(format=format, tokenizer=str(tmp_path)), "queue", ["A", label])
     assert repr(label) in str(error.value)
     for plain in ("Q&A <internal>", "a < b", "{labels} and more", "<1>"):

@@ -8,8 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,7 +34,7 @@ def free_port() -> int:
 
 
 class Served:
-    """`nemo-run serve` in a process of its own."""
+    """`nemo-run serve` in a process of its own; as a context, from when it serves until Ctrl-C."""
 
     def __init__(self, folder: Path, port: int, log: Path, *options: str) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -47,6 +45,17 @@ class Served:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "launch.cli", *words], cwd=REPOSITORY, env=environment, stdout=file, stderr=file
             )
+
+    def __enter__(self) -> Served:
+        try:
+            self.wait()
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     @property
     def said(self) -> str:
@@ -73,13 +82,3 @@ class Served:
             os.killpg(int(child), signal.SIGKILL)
         assert self.process.wait(90) == 1
         assert "error: the server ended with status -9" in self.said
-
-
-@contextmanager
-def serving(folder: Path, log: Path, *options: str, port: int | None = None) -> Iterator[Served]:
-    served = Served(folder, port or free_port(), log, *options)
-    try:
-        served.wait()
-        yield served
-    finally:
-        served.end()

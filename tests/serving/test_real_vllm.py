@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from evaluation.served_model import decode_by
 from evaluation.transformers_model import load
 from serving.endpoint import Endpoint
 from tests.conftest import REPOSITORY, nemo_run
-from tests.serving.real_vllm import Served, free_port, require_vllm, serving
+from tests.serving.real_vllm import Served, free_port, require_vllm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 PORT = free_port()
@@ -39,7 +39,7 @@ def run(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="module")
 def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     log = tmp_path_factory.mktemp("vllm") / "serve.log"
-    with serving(run, log, "--context", "8192", port=PORT) as server:
+    with Served(run, PORT, log, "--context", "8192") as server:
         yield server
 
 
@@ -48,7 +48,9 @@ def random_tokens(count: int, vocabulary: int, seed: int) -> list[int]:
     return [draw.randrange(vocabulary - 100) for _ in range(count)]
 
 
-def test_log_probabilities_are_those_of_transformers(served: Served, run: Path) -> None:
+def test_log_probabilities_are_those_of_transformers(
+    served: Served, run: Path, record_property: Callable[[str, object], None]
+) -> None:
     """Past the window of full-attention's neighbours, and past the 4,096 positions that YaRN starts from."""
     logits, tokenizer = load(run / "exported")
     config = json.loads((run / "exported" / "config.json").read_text())
@@ -64,7 +66,7 @@ def test_log_probabilities_are_those_of_transformers(served: Served, run: Path) 
         expected = torch.log_softmax(logits(torch.tensor([prompt]))[0, :-1].float(), dim=-1)
         expected = expected.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
         largest.append(float((found - expected).abs().max()))
-    print("largest differences of log-probabilities", largest)
+    record_property("log-probabilities", max(largest))
     assert max(largest) <= 5e-5
 
 
@@ -148,7 +150,7 @@ def test_a_killed_server_and_client_lose_no_row(served: Served, run: Path, tmp_p
     stopped = nemo_run("route", tickets, "--endpoint", served.url, "--data", run / "data", "--out", out, cwd=tmp_path)
     assert stopped.status == 1
     assert "cannot be reached (Connection refused)" in stopped.err
-    with serving(run, tmp_path / "again.log", "--context", "8192", port=PORT):
+    with Served(run, PORT, tmp_path / "again.log", "--context", "8192"):
         again = nemo_run("route", tickets, "--endpoint", served.url, "--data", run / "data", "--out", out, cwd=tmp_path)
     assert again.status == 0, again.err
     assert f"{kept:,} of them were routed before" in again.out
