@@ -9,12 +9,19 @@ TWO    := -n 2  # processes, each of whole folders: see tests/conftest.py
 
 install: $(VENV)/.installed  ## the package, NeMo and the tools, at the versions of constraints.txt
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# LOCKED=1: by the hashes of requirements.lock, on Python 3.11; torch is the machine's own build.
+$(VENV)/.installed: pyproject.toml constraints.txt requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else "Python 3.11 or 3.12 is needed, this is %d.%d: make PYTHON=/path/to/python3.11" % v)'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+ifdef LOCKED
+	$(BIN)/python -m pip install --quiet "$$(grep -o '^torch==[0-9.]*' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+else
 	$(BIN)/python -m pip install --quiet -e '.[nemo,dev]' -c constraints.txt
+endif
 	@touch $@
 
 demo: install  ## the whole pipeline on a tiny gpt-oss, on this machine's CPU

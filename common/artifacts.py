@@ -81,7 +81,7 @@ def read_manifest(folder: Path, file: Path | None = None) -> Manifest | None:
     """The manifest of a folder (or the one kept in `file`), or None where there is no readable one."""
     try:
         return Manifest(**json.loads((file or folder / MANIFEST).read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

@@ -10,6 +10,7 @@ linear_out.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -202,6 +203,8 @@ class _PeftReader:
         try:
             self.settings: dict[str, Any] = read_json(folder, SETTINGS)
             self.rank, self.alpha = int(self.settings["r"]), float(self.settings["lora_alpha"])
+            if self.rank < 1 or not math.isfinite(self.alpha):
+                raise ValueError
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             raise CheckpointError(f"{folder / SETTINGS} is missing or damaged: name a PEFT folder.") from None
         for option in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern"):

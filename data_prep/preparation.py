@@ -178,7 +178,7 @@ def _copy(source: Path, out: Path) -> PrepareReport:
 def _stored_report(folder: Path) -> PrepareReport:
     try:
         return PrepareReport(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         raise DataError(f"{folder / 'report.json'} is damaged: prepare the tickets again.") from None
 
 

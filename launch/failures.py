@@ -38,6 +38,11 @@ def read(file: Path) -> str:
         return ""
 
 
+def is_told(run: RunFolder, stage: str) -> bool:
+    """Whether a stage said itself what is wrong: it would fail again."""
+    return any(line.startswith("error: ") for line in read(run.log(stage)).splitlines())
+
+
 def out_of_memory(text: str) -> bool:
     """Whether a log says that the kernel or CUDA ran out of memory."""
     return "oom_kill" in text or "oom-kill" in text or "OutOfMemoryError" in text or "Signal 9 (SIGKILL)" in text

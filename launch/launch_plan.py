@@ -35,12 +35,14 @@ class LaunchPlan:
     Attributes:
         stages: those that were selected, in order.
         todo: those of them whose output is missing or out of date.
+        restarts: how often this launch has started the first of them again.
     """
 
     run: RunFolder
     profile: Profile
     stages: tuple[Stage, ...]
     todo: tuple[Stage, ...]
+    restarts: int = 0
 
     @classmethod
     def of(cls, run: RunFolder, profile: Profile, selection: Selection) -> LaunchPlan:

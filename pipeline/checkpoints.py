@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common.errors import CheckpointError
 from converters.nemo_folder import METADATA, TOKENIZER, WEIGHTS, config_file_of, config_of, is_nemo, trained_on
+from converters.storage.damage import damage_of
 from modeling.hf_config import GptOssConfig
 from pipeline.run_folder import RunFolder, run_above
 
@@ -50,14 +51,41 @@ def last_checkpoint(folder: Path) -> Path:
     return max(finished, key=step_of)
 
 
-def resumed_with(folder: Path) -> list[Path]:
-    """Checkpoints that NeMo may load when a training in `folder` goes on: its last, and what an adapter was put on.
+def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The checkpoint that a training in `folder` goes on from, None where there is none, and the damage of newer ones.
+
+    Raises:
+        CheckpointError: there are some, and all are damaged.
+    """
+    damaged: dict[Path, str] = {}
+    for path in sorted(_finished(folder, "*"), key=lambda path: (step_of(path), path.name), reverse=True):
+        if (damage := damage_of(path / WEIGHTS)) is None:
+            return path, damaged
+        damaged[path] = damage
+    if damaged:
+        raise CheckpointError(
+            f"no checkpoint of {folder} is whole ({next(iter(damaged.values()))}): delete the folder to train anew."
+        )
+    return None, {}
+
+
+def set_aside(damaged: Path) -> Path:
+    """Move a damaged checkpoint out of NeMo's sight; returns where it lies now."""
+    places = damaged.parents[1] / "damaged"
+    places.mkdir(exist_ok=True)
+    taken = {path.name for path in places.iterdir()}
+    names = (damaged.name + (f".{number}" if number else "") for number in range(len(taken) + 1))
+    return damaged.rename(places / next(name for name in names if name not in taken))
+
+
+def loaded_with(checkpoint: Path) -> list[Path]:
+    """Checkpoints that NeMo loads when a training goes on from one: itself, and what an adapter was put on.
 
     Raises:
         CheckpointError: an adapter does not say what it was put on.
     """
-    lasts = _finished(folder, "*last")  # NeMo's own pattern
-    return lasts + [trained_on(path) for path in lasts if (path / WEIGHTS / METADATA).is_file()]
+    on = [trained_on(checkpoint)] if (checkpoint / WEIGHTS / METADATA).is_file() else []
+    return [checkpoint, *on]
 
 
 def best_checkpoint(folder: Path) -> Path:
@@ -86,7 +114,7 @@ def remove_former_lasts(folder: Path) -> None:
     """Delete checkpoints that were the last before a resumed training's: NeMo keeps what it resumed from."""
     last = last_checkpoint(folder)
     for path in (folder / "checkpoints").glob("*-last"):
-        if path == last:
+        if path == last or not step_of(path):  # a name of somebody's own
             continue
         if path.is_symlink():
             path.unlink()

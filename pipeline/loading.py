@@ -12,7 +12,7 @@ from typing import Any
 from common import artifacts
 from common.errors import ConfigurationError
 from common.values import one_line
-from pipeline.run_folder import RECIPE_FILE, RunFolder
+from pipeline.run_folder import RECIPE_FILE, RunFolder, is_run
 from recipes.schema.recipe import Recipe, dump_recipe, recipe_from
 from recipes.schema.trees import tree_of
 
@@ -43,8 +43,16 @@ def make_run(file: Path, overrides: list[str], runs: Path) -> RunFolder:
 
 
 def write_run(run: RunFolder) -> None:
-    """Write `recipe.yaml` into the run folder, where the stages read it."""
+    """Write `recipe.yaml` into the run folder, where the stages read it.
+
+    Raises:
+        ConfigurationError: the folder holds files and is no run's.
+    """
     run.path.mkdir(parents=True, exist_ok=True)
+    if not is_run(run.path) and (others := [path.name for path in run.path.iterdir() if path.suffix != ".tmp"]):
+        raise ConfigurationError(
+            f"{run.path} holds {min(others)} and no {RECIPE_FILE}: it is no run, choose another name= or --runs."
+        )
     artifacts.write_text(run.path / RECIPE_FILE, dump_recipe(run.recipe))
 
 

@@ -11,6 +11,8 @@ from common import artifacts
 from recipes.schema.recipe import Recipe, load_recipe, tree_of_recipe
 
 RECIPE_FILE = "recipe.yaml"
+RESTARTS = "NEMO_RUN_RESTARTS"
+"""Variable that says how often this launch has started the stage again."""
 LAUNCHER = "NEMO_RUN_LAUNCHER_PID"
 """Variable that names the process which waits for a local stage: the stage ends with it."""
 

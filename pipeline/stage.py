@@ -33,6 +33,7 @@ class Details:
         checkpoint: that a training chose.
         macro_f1: of each system that was evaluated.
         largest_logit_difference: of the export in transformers to the model in training.
+        restarts: how often the launch that finished it had to start it again.
     """
 
     made: str = "done"
@@ -40,6 +41,12 @@ class Details:
     checkpoint: str | None = None
     macro_f1: dict[str, float] | None = None
     largest_logit_difference: float | None = None
+    restarts: int = 0
+
+    @property
+    def summary(self) -> str:
+        """What was made, and the restarts that it took."""
+        return self.made + (f"; restarted {self.restarts}×" if self.restarts else "")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from common.console import ignore_other_launchers, rank, say, send_libraries_to
 from common.disk import problem_of
 from common.errors import LaunchError, NemoRunError
 from pipeline import resume
-from pipeline.run_folder import LAUNCHER, RunFolder
+from pipeline.run_folder import LAUNCHER, RESTARTS, RunFolder
 from pipeline.stage import Details, Stage, is_current, record, stage_named
 
 INTERRUPTED = 143  # 128 + SIGTERM
@@ -56,7 +56,8 @@ def run_stage(run: RunFolder, stage: Stage) -> None:
         resume.begin(run, stage)
     started = time.perf_counter()
     details: Details = resolve_name(BODIES[stage.name])(run)
-    details = replace(details, seconds=round(time.perf_counter() - started, 1))
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or os.environ.get(RESTARTS, "0"))
+    details = replace(details, seconds=round(time.perf_counter() - started, 1), restarts=restarts)
     if rank() == 0:
         record(stage, run, details)
         say(f"{stage.name}: {details.made} in {details.seconds:.1f} s → {os.path.relpath(stage.output(run))}")
@@ -71,12 +72,16 @@ def _end_with_launcher() -> None:
     if not launcher:
         return
 
+    parent = os.getppid()  # torchrun, where there is one: without it nobody would end this rank
+
     def watch() -> None:
         while True:
             time.sleep(1)
             try:
                 os.kill(launcher, 0)
             except ProcessLookupError:
+                _exit(1)
+            if os.getppid() != parent:
                 _exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

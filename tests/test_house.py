@@ -146,7 +146,7 @@ def test_nobody_runs_what_a_file_names() -> None:
     loading = {m for m in callers if re.search(r"\.load_(weights|adapter)\(", files()[m].read_text())}
     checking = {m for m in files() if "converters.storage.checked_folder" in ours(m)}
     reading = {"converters.bridge_folder", "converters.storage.nemo_weights"}  # plain values, by load_saved
-    assert checking == {*loading, *reading, "training.train"}
+    assert checking == {*loading, *reading, "training.train", "converters.storage.damage"}
 
 
 def calls() -> Iterator[tuple[str, ast.Call]]:
@@ -183,6 +183,7 @@ def test_one_function_finds_the_files_of_foreign_folders() -> None:
             "converters.nemo_folder",
             "converters.output_folder",
             "converters.storage.checked_folder",
+            "converters.storage.damage",
             "converters.storage.nemo_weights",
             "converters.storage.safetensors_files",
             "data_prep.preparation",

@@ -40,6 +40,8 @@ def ensure_safe(weights: Path) -> None:
     common = file_in(weights, "common.pt")
     if common.is_file():
         _check_states(load_saved(common), str(common))
+    for name in {place.relative_path for place in metadata.storage_data.values()}:
+        file_in(weights, name)  # Megatron follows links
     harmless: set[bytes] = set()  # a model of 120b has thousands of empty states, all equal
     for index, place in metadata.storage_data.items():
         if index.offset is not None and isinstance(metadata.state_dict_metadata.get(index.fqn), TensorStorageMetadata):

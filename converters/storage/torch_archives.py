@@ -66,7 +66,7 @@ class TorchArchives:
     def _learn(self, file: DirectFile, position: int, size: int) -> _Layout:
         # a tensor without memory; its storage knows its offset in the archive
         with self._lock, FakeTensorMode():
-            stream = io.BufferedReader(_Slice(file, position, size))
+            stream = io.BufferedReader(Slice(file, position, size))
             tensor = torch.load(stream, map_location="cpu", weights_only=True)
         storage = tensor.untyped_storage()
         layout = _Layout(
@@ -100,7 +100,7 @@ def _items(file: DirectFile, position: int, size: int, dtype: torch.dtype) -> to
     return torch.from_numpy(content).view(dtype)
 
 
-class _Slice(io.RawIOBase):
+class Slice(io.RawIOBase):
     """A part of a file as a file of its own."""
 
     def __init__(self, file: DirectFile, start: int, size: int) -> None:

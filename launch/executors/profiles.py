@@ -169,6 +169,8 @@ class Profile:
     gpus_per_node: int = 0
     gpu_memory: Annotated[str | None, checked_size] = None
     """Of each GPU, such as 80GB: lets the launch check that the training fits."""
+    retries: int = 0
+    """How often a training that was killed, hung or lost its node is started again from its last checkpoint."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables by value; never secrets."""
     secrets: tuple[str, ...] = ()

@@ -119,6 +119,8 @@ class Recipe:
     peft: Deferred | None = None
     patience: int = 3
     """Stop after so many validations in a row without a lower loss; 0 for never."""
+    hang_minutes: float = 30.0
+    """A training in which no batch ends for so long is ended; where the profile has `retries`, it is started again."""
     logger: Literal["tensorboard", "wandb", "mlflow", "trackio"] = "tensorboard"
     """Where the figures of a training go besides TensorBoard's files and history.jsonl in the run folder."""
     pretraining: Pretraining | None = None

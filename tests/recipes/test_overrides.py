@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import ConfigurationError
 from common.values import parse_value
-from pipeline.loading import configured, make_run
+from pipeline.loading import configured, make_run, write_run
 
 TINY = Path(__file__).parents[2] / "recipes" / "gpt_oss_tiny_lora.py"
 
@@ -126,6 +126,14 @@ def test_text_stays_text(override: str, value: str) -> None:
 def test_a_run_stays_inside_its_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="is no name of one folder inside"):
         make_run(TINY, [f"name={name}"], tmp_path / "runs")
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "thesis").mkdir(parents=True)
+    (tmp_path / "runs" / "thesis" / "chapter1").write_text("mine")
+    with pytest.raises(ConfigurationError, match=r"thesis holds chapter1 and no recipe\.yaml"):
+        write_run(make_run(TINY, ["name=thesis"], tmp_path / "runs"))
+    assert [path.name for path in (tmp_path / "runs" / "thesis").iterdir()] == ["chapter1"]
 
 
 def test_names_that_people_give(tmp_path: Path) -> None:
