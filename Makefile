@@ -5,7 +5,7 @@ FOR    ?= 3.12
 BIN    := $(VENV)/bin
 TWO    := -n 2  # processes, each of whole folders: see tests/conftest.py
 
-.PHONY: install demo test test-fast gpu-path-env test-gpu-path serving-env bridge-env lint types bundle clean
+.PHONY: install demo test test-fast gpu-path-env test-gpu-path serving-env bridge-env foreign-env lint types bundle clean
 
 install: $(VENV)/.installed  ## the package, NeMo and the tools, at the versions of constraints.txt
 
@@ -60,6 +60,13 @@ serving-env: .serving/.installed  ## what the tests with the real server need: A
 
 .serving/.installed: tests/serving/requirements.txt tests/serving/install.sh | install
 	tests/serving/install.sh $(BIN)/python .serving
+	@touch $@
+
+# Other versions than .venv's, laid before it in the path; a file of pins each.
+foreign-env: .foreign/transformers5/.installed .foreign/peft017/.installed  ## other transformers and PEFT, for the tests that load in them
+
+.foreign/%/.installed: tests/converters/foreign/%.txt | install
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(@D) --requirement $<
 	@touch $@
 
 lint: install

@@ -89,7 +89,7 @@ def write_run_config(
     model = megatron_arguments(config) | _GPT_OSS | yarn
     model |= {
         "_target_": "megatron.bridge.models.gpt_provider.GPTModelProvider",
-        "window_size": list(model["window_size"]),
+        "window_size": [*megatron_arguments(config)["window_size"]],
         "seq_length": config.max_positions,
         "hf_model_id": hub_id,
         "bf16": not fp32,

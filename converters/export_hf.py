@@ -83,6 +83,7 @@ def export_checkpoint(
     weights: str = "auto",
     shard_size: str = "5GB",
     like: Path | None = None,
+    title: str = "",
     usage: str = "",
     progress: Progress = quiet,
 ) -> Path:
@@ -95,6 +96,7 @@ def export_checkpoint(
             MXFP4, experts that training did not touch get their original blocks and scales back, byte for byte.
         like: our import (or the Hugging Face folder) that gives config.json and the tokenizer, where `nemo` is a
             checkpoint that NeMo saved and holds neither.
+        title: of the model card; the checkpoint's name by default.
         usage: Markdown for the end of the model card.
         progress: called after every tensor.
     Raises:
@@ -114,6 +116,7 @@ def export_checkpoint(
         "files": source.identity() | (checkpoint_identity(adapter) if adapter else {}),
         "weights": weights,
         "shard_size": limit,
+        "title": title,
         "usage": usage,
     }
     if is_done(out, inputs):
@@ -127,7 +130,7 @@ def export_checkpoint(
         details |= {"nemo": str(nemo), "adapter": str(adapter) if adapter else None}
         if weights == MXFP4:
             details |= {"kept": export.quantization.kept, "relative_errors": export.quantization.relative_errors()}
-        _write_files(source, folder, export, details, usage)
+        _write_files(source, folder, export, details, title or nemo.name, usage)
     return out
 
 
@@ -205,11 +208,11 @@ class _Export:
     def groups(self) -> list[Group]:
         return [self._group(entry, layer) for entry, layer in layers_of(self.config)]
 
-    def plain_dtype(self, entry: Entry) -> torch.dtype:
+    def plain_dtype(self, entry: Entry, layer: int = 0) -> torch.dtype:
         """Dtype of a tensor that is not MXFP4: bf16 in an MXFP4 export, else as requested, else the checkpoint's."""
         if self.mxfp4:
             return torch.bfloat16
-        return self.dtype or self.source.reader.dtype(entry)
+        return self.dtype or self.source.reader.dtype(entry, layer)
 
     def _group(self, entry: Entry, layer: int) -> Group:
         names = [name.format(layer=layer) for name in entry.hf]
@@ -217,7 +220,7 @@ class _Export:
         where = list(places(entry, self.config, layer))
         if entry.is_expert_matrix and self.mxfp4:
             return self._mxfp4_group(entry, names[0], shapes[0], where)
-        dtype = self.plain_dtype(entry)
+        dtype = self.plain_dtype(entry, layer)
         if entry.per_expert:
             # plain experts are stored transposed: (E, in, out)
             shapes = ((self.config.num_experts, *reversed(shapes[0])),)
@@ -279,12 +282,14 @@ def _exact(value: torch.Tensor, scales: np.ndarray, order: np.ndarray) -> np.nda
     return requantize(bf16.contiguous().view(torch.int16).numpy().view(np.uint16), scales, order)
 
 
-def _write_files(source: Source, folder: Path, export: _Export, details: dict[str, Any], usage: str) -> None:
+def _write_files(
+    source: Source, folder: Path, export: _Export, details: dict[str, Any], title: str, usage: str
+) -> None:
     _write_config(source.config_json, folder / "config.json", export)
     copy_files((GENERATION, *LICENSES), source.beside, folder)
     copy_files(TOKENIZER_FILES, source.tokenizer, folder)
     storage = MXFP4 if export.mxfp4 else str(export.plain_dtype(TABLE[0])).removeprefix("torch.")
-    (folder / "README.md").write_text(card_text(source.nemo, source.like, storage, details, usage))
+    (folder / "README.md").write_text(card_text(title, source.nemo, source.like, storage, details, usage))
 
 
 def _write_config(original: bytes, target: Path, export: _Export) -> None:

@@ -23,6 +23,7 @@ from converters.mapping import Entry, Place, layers_of, places
 from converters.megatron_output import Kind, Origin, pieces_of, scales_of, write_model
 from converters.output_folder import GENERATION, TOKENIZER_FILES, is_done, resumable_folder, source_files
 from converters.storage.nemo_weights import PREFIX, Piece
+from modeling.hf_config import old_fields
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -71,7 +72,7 @@ def import_checkpoint(
     with resumable_folder(out, f"{to}-checkpoint", inputs, total) as (folder, details):
         hashes = _Hashes(reader.files.files)
         write_model(folder, out, to, origin, pieces, scales=scales, packed=packed, progress=count)
-        details |= {"source": str(hf), "sha256": hashes.result()}
+        details |= {"source": _source(hf), "sha256": hashes.result()}
     return out
 
 
@@ -85,13 +86,20 @@ def is_imported(hf: str | Path, nemo: Path) -> bool:
     return is_done(nemo, _inputs(HfReader(find(hf)), packed=False, to="nemo"))
 
 
+def _source(hf: str | Path) -> str:
+    """A Hub id as it is, a folder with its whole path, so that neither is taken for the other elsewhere."""
+    return str(Path(hf).absolute()) if Path(hf).exists() else str(hf)
+
+
 def _inputs(reader: HfReader, *, packed: bool, to: Kind) -> dict[str, Any]:
     """All that decides what an import writes."""
     small = [reader.folder / name for name in ("config.json", GENERATION)]
     small += [reader.tokenizer / name for name in TOKENIZER_FILES]
     inputs = {"kind": "import", "files": source_files([*small, *reader.files.files])}
     # what was imported before there was a choice stays current
-    return inputs | ({"experts": "mxfp4"} if packed else {}) | ({"to": to} if to != "nemo" else {})
+    inputs |= ({"experts": "mxfp4"} if packed else {}) | ({"to": to} if to != "nemo" else {})
+    # imports of before kept such a folder's files, which nothing here could use
+    return inputs | ({"fields": "transformers 4"} if old_fields(reader.config.raw) != reader.config.raw else {})
 
 
 class _Hashes:
@@ -150,7 +158,8 @@ def _part(reader: HfReader, entry: Entry, place: Place, end: str) -> torch.Tenso
 
 
 def _config_json(reader: HfReader) -> bytes:
-    """config.json byte for byte, unless it had to be translated."""
-    if reader.openai:
-        return (json.dumps(reader.config_json, indent=2, sort_keys=True) + "\n").encode()
+    """config.json byte for byte, unless it is OpenAI's or says in the fields of transformers 5 what 4 would not see."""
+    config = old_fields(reader.config_json)
+    if reader.openai or config != reader.config_json:
+        return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     return file_in(reader.folder, "config.json").read_bytes()

@@ -68,11 +68,14 @@ class Adapter:
         """fp32 linear_in (r, in) and linear_out (out, r) of a layer's or expert's weight; None without an adapter."""
         if not self.has_factors(entry, place):
             return None
-        key, where = linear_of(entry), list(place.leading)
+        return self.factor(entry, place, LINEAR_IN).float(), self.factor(entry, place, LINEAR_OUT).float()
+
+    def factor(self, entry: Entry, place: Place, end: str) -> torch.Tensor:
+        """linear_in or linear_out, by `LINEAR_IN` or `LINEAR_OUT`, as it is stored, of a weight that has them."""
+        where = list(place.leading)
         if entry.per_expert and self.expert_layers is not None:
             where[0] = self.expert_layers.index(place.layer)
-        linear_in, linear_out = (self.reader.read(key + end, *where).float() for end in (LINEAR_IN, LINEAR_OUT))
-        return linear_in, linear_out
+        return self.reader.read(linear_of(entry) + end, *where)
 
     def has_factors(self, entry: Entry, place: Place) -> bool:
         """Whether a layer's or expert's weight has an adapter."""

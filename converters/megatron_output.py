@@ -17,7 +17,7 @@ from converters.extra_states import empty_states
 from converters.mapping import SCALES, Entry, Place, layers_of, places
 from converters.nemo_context import write_context
 from converters.nemo_folder import MegatronFolder
-from converters.output_folder import GENERATION, LICENSES, TOKENIZER_FILES, copy_files
+from converters.output_folder import GENERATION, LICENSES, copy_files, copy_tokenizer
 from converters.storage.nemo_weights import PREFIX, Piece, write_weights
 from converters.storage.safetensors_files import Group, Slab, TensorSpec, write_file
 from modeling.hf_config import GptOssConfig
@@ -104,7 +104,7 @@ def write_model(
     bridge = kind == "bridge"
     folder = MegatronFolder.of_bridge(iteration_in(partial_root)) if bridge else MegatronFolder.of_nemo(partial_root)
     copy_files((GENERATION, *LICENSES), origin.beside, folder.beside)
-    copy_files(TOKENIZER_FILES, origin.tokenizer, folder.tokenizer)
+    copy_tokenizer(origin.tokenizer, folder.tokenizer)
     folder.config_file.write_bytes(origin.config_json)
     if scales:
         write_file(folder.scales, scales, progress)

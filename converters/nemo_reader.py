@@ -62,9 +62,13 @@ class NemoReader:
         metadata = self.weights.common().get("content_metadata")
         return isinstance(metadata, dict) and bool(metadata.get("singleton_local_shards"))
 
-    def dtype(self, entry: Entry) -> torch.dtype:
-        """Dtype of a tensor; MXFP4 decodes to bf16."""
-        return torch.bfloat16 if self._is_packed(entry) else self.weights.dtype(entry.nemo)
+    def dtype(self, entry: Entry, layer: int | None = None) -> torch.dtype:
+        """Dtype of a tensor, or of what one layer stores of it; MXFP4 decodes to bf16."""
+        if self._is_packed(entry):
+            return torch.bfloat16
+        if layer is None or not entry.per_layer:
+            return self.weights.dtype(entry.nemo)
+        return self.weights.dtype(entry.nemo, layer, *([0] if entry.per_expert else []))
 
     def read(self, entry: Entry, place: Place) -> torch.Tensor:
         """A part of a tensor.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,12 +11,14 @@ from typing import Any
 
 from common import artifacts
 from common.errors import CheckpointError
-from common.foreign import file_in
+from common.foreign import file_in, read_json
+from common.hf_tokenizer import old_settings, special_tokens
 
+TOKENIZER_SETTINGS, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+    TOKENIZER_SETTINGS,
+    SPECIAL_TOKENS,
     "chat_template.jinja",
     "added_tokens.json",
 )
@@ -82,6 +85,24 @@ def _identity(file: Path) -> dict[str, Any]:
     if status.st_size < artifacts.SMALL:
         return {"sha256": artifacts.hash_file(file)}
     return {"bytes": status.st_size, "modified": status.st_mtime_ns}
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a tokenizer; the settings that transformers 5 wrote come in the fields that transformers 4 reads too.
+
+    Raises:
+        CheckpointError: a file is damaged, or a link that leads out of its folder.
+    """
+    copy_files(TOKENIZER_FILES, source, target)
+    if not (target / TOKENIZER_SETTINGS).is_file():
+        return
+    try:
+        raw = read_json(target, TOKENIZER_SETTINGS)
+    except ValueError as error:
+        raise CheckpointError(f"{source / TOKENIZER_SETTINGS} is damaged ({error}): fetch it again.") from None
+    if (settings := old_settings(raw)) != raw:
+        for name, content in ((TOKENIZER_SETTINGS, settings), (SPECIAL_TOKENS, special_tokens(settings))):
+            (target / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_files(names: tuple[str, ...], source: Path, target: Path) -> None:

@@ -54,7 +54,7 @@ class _Side:
             self.config = config_of(path, "verify the import or the export instead")
 
     def dtype(self, entry: Entry, layer: int) -> torch.dtype:
-        return self.reader.dtype(entry, layer) if isinstance(self.reader, HfReader) else self.reader.dtype(entry)
+        return self.reader.dtype(entry, layer)
 
     def read(self, entry: Entry, place: Place) -> torch.Tensor:
         return self.reader.read(entry, place)

@@ -6,14 +6,16 @@ the answer is the label and the end token and nothing else carries loss.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from common.errors import DataError
+from common.hf_tokenizer import open_tokenizer
 from common.values import one_line
 
 CHAT_TEMPLATE = (Path(__file__).parent / "harmony_chat_template.jinja").read_text(encoding="utf-8")
@@ -89,16 +91,14 @@ def renderer(tokenizer: Any | None = None, rendering: Rendering = "server") -> R
     With "server" the text is that of openai-harmony 0.0.8, which vLLM's chat API renders with; gpt-oss's template on
     the Hub writes two line breaks more after the developer's message, as ours does, and "template" keeps them.
     """
-    arguments = {"strftime_now": lambda _: DATE, "reasoning_effort": REASONING_EFFORT}
-    template = _own_template()
+    # not by apply_chat_template: transformers 5 takes no function of the caller's, and the date comes from one
+    arguments = {"strftime_now": lambda _: DATE, "reasoning_effort": REASONING_EFFORT, "tools": None, "documents": None}
+    template = _compiled(CHAT_TEMPLATE if tokenizer is None else tokenizer.get_chat_template())
+    names = {} if tokenizer is None else tokenizer.special_tokens_map
 
     def render(messages: Sequence[Message], opened: bool) -> str:
-        if tokenizer is None:
-            text = template.render(messages=messages, add_generation_prompt=opened, **arguments)
-        else:
-            # a variable of this name takes the place of the function that transformers puts into the environment
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened, **arguments)
-        return str(text) if rendering == "template" else _DEVELOPER_END.sub(r"\1<|end|>", str(text))
+        text = template.render(messages=messages, add_generation_prompt=opened, **names, **arguments)
+        return text if rendering == "template" else _DEVELOPER_END.sub(r"\1<|end|>", text)
 
     return render
 
@@ -121,10 +121,8 @@ def load_tokenizer(folder: str) -> Any:
     Raises:
         DataError: there is none, or it has no chat template.
     """
-    from transformers import AutoTokenizer
-
     try:
-        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        loaded = open_tokenizer(folder)
     except Exception as error:  # tokenizers 0.22 raises a bare Exception for a damaged tokenizer.json
         raise DataError(f"{folder} has no tokenizer that can be loaded ({one_line(error)}): name another.") from None
     if not loaded.chat_template:
@@ -133,14 +131,32 @@ def load_tokenizer(folder: str) -> Any:
 
 
 @cache
-def _own_template() -> Any:
-    # the environment of transformers' chat templates (utils/chat_template_utils.py), so that ours reads the same there
+def _compiled(template: str) -> Any:
+    # the environment of transformers' chat templates (utils/chat_template_utils.py), so that they read the same here
+    from jinja2 import nodes
     from jinja2.exceptions import TemplateError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` … `{% endgeneration %}`, around what the assistant says: its text."""
+
+        tags: ClassVar[set[str]] = {"generation"}
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    def tojson(value: Any, **settings: Any) -> str:
+        return json.dumps(value, **{"ensure_ascii": False, **settings})
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    return environment.from_string(CHAT_TEMPLATE)
+    return environment.from_string(template)

@@ -20,6 +20,7 @@ from megatron.core import parallel_state
 from megatron.core.transformer.moe.router import TopKRouter
 
 from common.console import rank, say
+from common.hf_tokenizer import open_tokenizer
 from converters.lora import peft_settings
 from converters.nemo_folder import WEIGHTS
 from converters.nemo_reader import NemoReader
@@ -61,9 +62,7 @@ def load(parts: Parts, *, seq_length: int, precision: Precision) -> torch.nn.Mod
 
 def tokenizer_of(parts: Parts) -> Any:
     """The tokenizer that a model was trained with."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(parts.tokenizer, trust_remote_code=False)
+    return open_tokenizer(str(parts.tokenizer))
 
 
 def score_split(job: ScoreJob, out: Path) -> None:

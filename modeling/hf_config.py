@@ -14,6 +14,8 @@ from common.values import one_line
 
 CONFIGS = Path(__file__).parent / "configs"
 MODEL_TYPE = "gpt_oss"
+SWIGLU_ALPHA = 1.702
+"""Of every published gpt-oss; transformers 5 writes it into config.json, Megatron has it in its code."""
 SLIDING, FULL = "sliding_attention", "full_attention"
 # Beyond what any model has, and what a plan or an import goes through in seconds: gpt-oss-120b has 36 layers of 128
 # experts. A foreign config.json of more is refused before anything is made of it.
@@ -142,6 +144,8 @@ class GptOssConfig:
             problems.append(f"layer_types must name {SLIDING} or {FULL} for each of {self.num_layers} layers")
         if self.raw.get("tie_word_embeddings"):
             problems.append("tie_word_embeddings is set")
+        if self.raw.get("swiglu_alpha", SWIGLU_ALPHA) != SWIGLU_ALPHA:
+            problems.append(f"swiglu_alpha is {one_line(repr(self.raw['swiglu_alpha']))}, not {SWIGLU_ALPHA}")
         rope = self.raw.get("rope_parameters") or self.raw["rope_scaling"]
         if rope.get("rope_type", "yarn") != "yarn":
             problems.append(f"rope_type is {one_line(repr(rope['rope_type']))}, not 'yarn'")
@@ -180,6 +184,16 @@ def _number(fields: dict[str, Any], name: str) -> float:
     if type(value) not in (int, float) or not 0 < value < LARGEST_NUMBER:
         raise ValueError(f"{name} is {one_line(repr(value), 40)}, not a number above 0")
     return float(value)
+
+
+def old_fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """A config.json in the fields of transformers 4, which 5 reads as well; what is old stays as it is."""
+    if "rope_parameters" not in raw:
+        return raw
+    rope = dict(raw["rope_parameters"])
+    old = {name: value for name, value in raw.items() if name != "rope_parameters"}
+    old |= {"rope_theta": rope.pop("rope_theta", raw.get("rope_theta"))}
+    return old | {"rope_scaling": rope}
 
 
 def megatron_arguments(config: GptOssConfig) -> dict[str, Any]:

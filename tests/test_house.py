@@ -191,7 +191,8 @@ def test_one_function_finds_the_files_of_foreign_folders() -> None:
         "read_json": {
             "converters.hf_reader",
             "converters.nemo_folder",
-            "converters.peft",
+            "converters.output_folder",
+            "converters.peft.lora_settings",
             "converters.storage.safetensors_files",
             "modeling.hf_config",
         },

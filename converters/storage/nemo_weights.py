@@ -191,7 +191,10 @@ def _metadata(pieces: Sequence[Piece], empty_states: Sequence[str]) -> Metadata:
     stored: dict[str, Any] = {key: BytesStorageMetadata() for key in empty_states}
     for piece in pieces:
         whole = TensorStorageMetadata(TensorProperties(dtype=piece.dtype), torch.Size(piece.shape), [])
-        stored.setdefault(piece.key, whole).chunks.append(piece.chunk)
+        tensor = stored.setdefault(piece.key, whole)
+        tensor.chunks.append(piece.chunk)
+        # a layer may be stored in a dtype of its own; the whole is said to be what holds the values of all
+        tensor.properties.dtype = torch.promote_types(tensor.properties.dtype, piece.dtype)
     return Metadata(stored)
 
 
@@ -243,6 +246,8 @@ class _Producer(DefaultSavePlanner):
 _COMMON = "common_state/shard_0_1"
 # megatron-core's optimizers: `optimizer.`, or `chained_0.optimizer.` where experts have one of their own
 _OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
+_UNREADABLE = (OSError, RuntimeError, EOFError, KeyError, ValueError, UnpicklingError)
+"""What torch and the system raise of a damaged file."""
 
 
 class WeightsReader:
@@ -285,9 +290,21 @@ class WeightsReader:
             )
         return tuple(self.tensors[key].size)
 
-    def dtype(self, key: str) -> torch.dtype:
-        """Stored dtype of a tensor."""
-        return self.tensors[key].properties.dtype
+    def dtype(self, key: str, *leading: int) -> torch.dtype:
+        """Stored dtype of a tensor, or of its part at indices of its leading axes, which may be a narrower one.
+
+        Raises:
+            CheckpointError: the file of the part is damaged.
+        """
+        chunks = self._chunks(key, len(leading)).get(leading) if leading else None
+        if not chunks:
+            return self.tensors[key].properties.dtype
+        stored = self.metadata.storage_data[MetadataIndex(self.prefix + key, chunks[0].offsets)]
+        try:
+            file = self._open(file_in(self.folder, stored.relative_path))
+            return self._archives.dtype(file, stored.offset, stored.length)
+        except _UNREADABLE as error:
+            raise self._unreadable(key, error) from None
 
     def common(self) -> dict[str, Any]:
         """What the checkpoint holds beside the tensors: in common.pt, or since megatron-core 0.19 in an object.
@@ -325,10 +342,8 @@ class WeightsReader:
             raise CheckpointError(f"{self.folder} lacks a part of {key}: make the checkpoint again.")
         try:
             parts = [self._read(item) for item in items]
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, UnpicklingError) as error:
-            raise CheckpointError(
-                f"{self.folder}: {key} cannot be read ({one_line(error)}): make the checkpoint again."
-            ) from None
+        except _UNREADABLE as error:
+            raise self._unreadable(key, error) from None
         if len(parts) == 1:
             return parts[0].reshape(rest)
         whole = torch.empty(size, dtype=self.dtype(key))
@@ -341,6 +356,9 @@ class WeightsReader:
         stored = self.metadata.storage_data[item.storage_index]
         file = self._open(file_in(self.folder, stored.relative_path))
         return self._archives.read(file, stored.offset, stored.length, item.storage_offsets, item.lengths)
+
+    def _unreadable(self, key: str, error: Exception) -> CheckpointError:
+        return CheckpointError(f"{self.folder}: {key} cannot be read ({one_line(error)}): make the checkpoint again.")
 
     def _chunks_by_leading(self, key: str, axes: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
         """Chunks by their indices along the stacked axes, for look-up; empty where a chunk spans several indices."""

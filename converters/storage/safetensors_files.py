@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,14 @@ class SafetensorsReader:
             CheckpointError: a dtype in which no gpt-oss checkpoint is stored.
         """
         return self.slice(name).dtype
+
+    def metadata(self) -> dict[str, str]:
+        """What the files say of themselves, beside their tensors."""
+        found: dict[str, str] = {}
+        for path in self.files:
+            with safe_open(path, framework="pt") as file:
+                found |= file.metadata() or {}
+        return found
 
     def slice(self, name: str) -> StoredTensor:
         """A tensor that is read when it is indexed.
@@ -157,6 +165,7 @@ def write_file(
     groups: Sequence[Group],
     progress: Callable[[int, int], None] = lambda size, jobs: None,
     finishing: Callable[[], None] = lambda: None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write one file, each thread with the slabs of one job in memory, and flush it to the disk.
 
@@ -165,12 +174,13 @@ def write_file(
     Args:
         progress: called with bytes and number of jobs after they were written.
         finishing: called when all is written, before the file gets its name.
+        metadata: of the file, beside the format.
     Source: the safetensors format, https://huggingface.co/docs/safetensors: length, JSON header, data.
     """
     if path.is_file():
         progress(sum(group.bytes for group in groups), sum(len(group.jobs) for group in groups))
         return
-    header, starts = _header([tensor for group in groups for tensor in group.tensors])
+    header, starts = _header([tensor for group in groups for tensor in group.tensors], metadata or {})
     strides = {t.name: t.bytes // t.shape[0] for group in groups for t in group.tensors}
     temporary = path.with_name(path.name + ".tmp")
     file = DirectFile(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
@@ -225,9 +235,9 @@ def _shards(groups: Sequence[Group], shard_size: int) -> Iterator[list[Group]]:
     yield shard
 
 
-def _header(tensors: Sequence[TensorSpec]) -> tuple[bytes, dict[str, int]]:
+def _header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
     starts: dict[str, int] = {}
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     # readers want alignment: larger items first, as the safetensors library orders them
     position = 0
     for tensor in sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name)):

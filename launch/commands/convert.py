@@ -45,6 +45,13 @@ class AdapterTarget(StrEnum):
     bridge = "bridge"
 
 
+class Layout(StrEnum):
+    """`converters.peft.expert_layouts.ExpertLayout`, whose module takes torch: the command line answers without."""
+
+    transformers5 = "transformers5"
+    transformers4 = "transformers4"
+
+
 app = typer.Typer(
     help="Move gpt-oss checkpoints between Hugging Face, NeMo and Megatron-Bridge, without a GPU.", no_args_is_help=True
 )
@@ -102,7 +109,7 @@ def export(
     from pipeline.run_folder import is_run
 
     started = time.perf_counter()
-    usage = ""
+    usage, title = "", source.resolve().name
     if push_to and to != Target.hf:
         raise ConfigurationError("--push-to uploads Hugging Face folders: leave --to out.")
     if is_run(source):
@@ -126,6 +133,7 @@ def export(
             weights=weights,
             shard_size=shard_size,
             like=like,
+            title=title,
             usage=usage,
             progress=progress,
         )
@@ -153,16 +161,27 @@ def adapter(
     to: Annotated[
         AdapterTarget | None, typer.Option(help="By default peft, or nemo where the source is a PEFT folder.")
     ] = None,
+    layout: Annotated[
+        Layout | None,
+        typer.Option(
+            help="Experts' layout: transformers5 (the default) for PEFT with transformers 5, PEFT 0.17 and vLLM; "
+            "transformers4 for newer PEFT with transformers 4.57. To read a PEFT folder, only where it does not tell."
+        ),
+    ] = None,
 ) -> None:
     """Adapter of NeMo or Megatron-Bridge → Hugging Face PEFT folder, or back, or one → the other with --to.
 
     Example: nemo-run convert adapter runs/gpt_oss_20b_lora peft-adapter/
     """
+    from common.artifacts import read_manifest
     from converters.bridge_adapter import ensure_expressible, rewrite_adapter
-    from converters.peft import export_adapter, import_adapter, is_peft
+    from converters.peft.expert_layouts import NOTE, ExpertLayout
+    from converters.peft.export_peft import export_adapter
+    from converters.peft.import_peft import import_adapter, is_peft
     from pipeline.run_folder import is_run
 
     started = time.perf_counter()
+    of_experts = ExpertLayout(layout) if layout else None
     if is_peft(source):
         if to == AdapterTarget.peft:
             raise ConfigurationError(f"{source} is a PEFT folder already: choose --to nemo or --to bridge.")
@@ -170,11 +189,13 @@ def adapter(
             raise ConfigurationError("--base is missing: name the import of the model that this adapter belongs to.")
         if to == AdapterTarget.bridge:
             with TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as folder:
-                read = import_adapter(source, Path(folder) / "adapter", base=base)
+                read = import_adapter(source, Path(folder) / "adapter", base=base, layout=of_experts)
                 rewrite_adapter(read, out, to="bridge", base=base)
         else:
-            import_adapter(source, out, base=base)
+            import_adapter(source, out, base=base, layout=of_experts)
+        done = "read"
     else:
+        title = source.resolve().name
         if is_run(source):
             from pipeline.checkpoints import exported_parts
 
@@ -182,12 +203,16 @@ def adapter(
             if tuned.adapter is None:
                 raise ConfigurationError(f"{source} trained the whole model, without an adapter: use convert export.")
             source, base = tuned.adapter, base or tuned.like
-        if to in (AdapterTarget.nemo, AdapterTarget.bridge):
-            rewrite_adapter(source, out, to=to.value, base=base)
-        else:
+        if to in (None, AdapterTarget.peft):
             ensure_expressible(source, base)
-            export_adapter(source, out, base=base)
+            export_adapter(source, out, base=base, layout=of_experts or ExpertLayout.transformers5, title=title)
+        else:
+            rewrite_adapter(source, out, to=to.value, base=base)
+        done = "written"
     _wrote(out, started)
+    manifest = read_manifest(out)
+    if manifest and (of_experts := manifest.details.get(NOTE)):
+        print(f"experts {done} in the layout of {of_experts}: {ExpertLayout(of_experts).words}")
 
 
 @app.command("verify")

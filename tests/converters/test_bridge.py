@@ -243,13 +243,12 @@ def _move_common_state(folder: Path) -> None:
     """Move what common.pt holds into an object of the checkpoint."""
     import pickle
 
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
     from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
     state = torch.load(folder / "common.pt", weights_only=True)
     torch.save([state], folder / "__9_0.distcp")
-    metadata = dcp.FileSystemReader(folder).read_metadata()
+    metadata = FileSystemReader(folder).read_metadata()
     index = MetadataIndex("common_state/shard_0_1")
     metadata.state_dict_metadata[index.fqn] = BytesStorageMetadata()
     metadata.storage_data[index] = _StorageInfo("__9_0.distcp", 0, (folder / "__9_0.distcp").stat().st_size)

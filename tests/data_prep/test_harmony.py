@@ -89,6 +89,22 @@ def test_a_tokenizers_own_template_gives_the_same_text(tokenizer):
             assert chat_turn(render, chat) == chat_turn(theirs, chat)
 
 
+def test_templates_read_as_transformers_renders_them(tokenizer):
+    """Loops that break, marks of what the assistant says, JSON, names of tokens, arguments that nobody gave."""
+    tokenizer.chat_template = (
+        "{{ tools is none }} {{ eos_token }} {{ strftime_now('%Y') }} {{ {'ä': '<b>'} | tojson(indent=1) }}\n"
+        "{% for m in messages %}\n    {% if loop.index > 4 %}{% break %}{% endif %}\n"
+        "{% generation %}{{ m.role }}: {{ m.content }}{% endgeneration %}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    for opened in (False, True):
+        theirs = tokenizer.apply_chat_template(
+            CHATS[1], tokenize=False, add_generation_prompt=opened, strftime_now=lambda _: DATE, reasoning_effort="low"
+        )
+        assert renderer(tokenizer)(CHATS[1], opened) == theirs
+        assert '"ä": "<b>"' in theirs
+
+
 @given(st.text() | st.lists(st.sampled_from([*SPECIAL_TOKENS, "<", "|", "start", "|>", " ", "a"])).map("".join))
 def test_no_control_token_comes_out_of_a_ticket(text):
     prompt = routing_prompt(renderer(), "Route.")
