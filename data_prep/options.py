@@ -27,6 +27,10 @@ class PrepareOptions:
     id: str | None = None
     file: str | None = None
     """Which file of the Kaggle dataset, or of a folder; None: the largest of Kaggle, all of a folder."""
+    encoding: str | None = None
+    """Of a text file whose bytes do not tell it."""
+    multi_label: Literal["ask", "first"] = "ask"
+    """Of a row with several labels the first is taken, or it is an error."""
     skip: tuple[str, ...] = ()
     """Cleaning rules to leave out, by their names in `data_prep.cleaning`."""
     strict: bool = False
@@ -61,6 +65,7 @@ class PrepareOptions:
         for name, choices in (
             ("format", ("harmony", "completion")),
             ("rendering", ("server", "template")),
+            ("multi_label", ("ask", "first")),
             ("balance", ("none", "cap", "oversample")),
             ("too_long", ("cut", "head", "drop")),
         ):
