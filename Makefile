@@ -5,7 +5,7 @@ FOR    ?= 3.12
 BIN    := $(VENV)/bin
 TWO    := -n 2  # processes, each of whole folders: see tests/conftest.py
 
-.PHONY: install demo test test-fast gpu-path-env test-gpu-path serving-env bridge-env foreign-env lint types bundle clean
+.PHONY: install demo test test-fast gpu-path-env test-gpu-path serving-env bridge-env foreign-env lint types lock bundle clean
 
 install: $(VENV)/.installed  ## the package, NeMo and the tools, at the versions of constraints.txt
 
@@ -76,6 +76,13 @@ lint: install
 
 types: install
 	$(BIN)/pyright
+
+# what the machine decides, torch's build, stays out; versions of the lock stay unless constraints.txt says otherwise
+lock: install  ## requirements.lock, after a change of constraints.txt or pyproject.toml
+	$(BIN)/python -m pip install --quiet uv==0.13.9
+	$(BIN)/uv pip compile pyproject.toml --extra nemo --extra dev --constraint constraints.txt --quiet \
+	  --generate-hashes --no-annotate --no-header --no-emit-package torch --no-emit-package transformer-engine \
+	  --python-version 3.11.9 --python-platform x86_64-manylinux_2_31 --output-file requirements.lock
 
 bundle: install  ## wheels for a GPU machine without a network: bundle/, for Python 3.12 unless FOR=3.11
 	$(BIN)/python containers/bundle.py bundle --python $(FOR)
