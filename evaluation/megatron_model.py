@@ -53,7 +53,8 @@ def load(parts: Parts, *, seq_length: int, precision: Precision) -> torch.nn.Mod
     for checkpoint in filter(None, (parts.weights, parts.adapter)):
         ensure_safe(checkpoint / WEIGHTS)  # Megatron's loader runs what a checkpoint names
     packed = NemoReader(parts.weights).packed
-    model = inference.build_model(parts.config, seq_length=seq_length, dtype=DTYPES[precision], packed_experts=packed)
+    settings = {"packed_experts": packed, "filled_by_checkpoint": True}
+    model = inference.build_model(parts.config, seq_length=seq_length, dtype=DTYPES[precision], **settings)
     inference.load_weights(model, parts.weights)
     if parts.adapter:
         inference.load_adapter(model, _lora(parts.adapter), parts.adapter)

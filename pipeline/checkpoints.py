@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,11 +111,27 @@ def step_of(checkpoint: Path) -> int:
     return int(named[1]) if named else 0
 
 
-def remove_former_lasts(folder: Path) -> None:
-    """Delete checkpoints that were the last before a resumed training's: NeMo keeps what it resumed from."""
+def superseded(folder: Path, step: int, best: Collection[str]) -> list[Path]:
+    """Checkpoints that nobody needs once that of `step` is written.
+
+    The newest before it is still needed: if this one turns out to be damaged, training goes on from there.
+
+    Args:
+        best: names of those with the lowest validation losses, which stay.
+    """
+    former = [path for path in _finished(folder, "*") if 0 < step_of(path) < step]  # 0: a name of somebody's own
+    newest = max(map(step_of, former), default=0)
+    return sorted(path for path in former if step_of(path) < newest and path.name not in best)
+
+
+def keep_best_and_last(folder: Path, best: int = 1) -> None:
+    """Delete the other checkpoints of a training that has ended; a negative `best` keeps all that were validated."""
     last = last_checkpoint(folder)
-    for path in (folder / "checkpoints").glob("*-last"):
-        if path == last or not step_of(path):  # a name of somebody's own
+    losses = {path: loss for path in _finished(folder, "*") if (loss := validation_loss(path)) is not None}
+    ranked = sorted(losses, key=lambda path: losses[path])
+    kept = {last, last.with_name(last.resolve().name), *(ranked[:best] if best >= 0 else ranked)}
+    for path in _finished(folder, "*"):
+        if path in kept or not step_of(path):
             continue
         if path.is_symlink():
             path.unlink()

@@ -36,10 +36,10 @@ from modeling.hf_config import GptOssConfig  # noqa: E402
 from modeling.model_config import DTYPES, nemo_config  # noqa: E402
 from modeling.precision import Precision  # noqa: E402
 from pipeline.checkpoints import (  # noqa: E402
+    keep_best_and_last,
     last_checkpoint,
     loaded_with,
     newest_whole,
-    remove_former_lasts,
     set_aside,
     step_of,
 )
@@ -96,18 +96,19 @@ class Training:
         if attention.this_machine().capability is not None:
             check_states(self.start / "weights", self.config)
         tokenizer = AutoTokenizer(str(self.like / "context" / TOKENIZER), trust_remote_code=False)
+        log = self._log()
         llm.finetune(
             model=llm.GPTOSSModel(self._model_config(), tokenizer=tokenizer),
             data=self._data(tokenizer),
             trainer=self._trainer(),
-            log=self._log(),
+            log=log,
             optim=self._optimizer(),
             resume=resume_from(self.start, resumed),
             peft=self.recipe.peft.build() if self.recipe.peft else None,
             tokenizer=None,
         )
         if rank() == 0:
-            remove_former_lasts(self.out)
+            keep_best_and_last(self.out, log.ckpt.save_top_k)
 
     def _is_finished(self, resumed: Path) -> bool:
         """Whether an interrupted run had reached its last step, or stopped early: nothing is left to train.
