@@ -60,9 +60,12 @@ def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     """
     damaged: dict[Path, str] = {}
     for path in sorted(_finished(folder, "*"), key=lambda path: (step_of(path), path.name), reverse=True):
-        if (damage := damage_of(path / WEIGHTS)) is None:
+        linked = path.with_name(path.resolve().name)  # the last is a link where it is the best
+        if linked in damaged:
+            continue
+        if (damage := damage_of(linked / WEIGHTS)) is None:
             return path, damaged
-        damaged[path] = damage
+        damaged[linked] = damage
     if damaged:
         raise CheckpointError(
             f"no checkpoint of {folder} is whole ({next(iter(damaged.values()))}): delete the folder to train anew."
@@ -71,7 +74,10 @@ def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def set_aside(damaged: Path) -> Path:
-    """Move a damaged checkpoint out of NeMo's sight; returns where it lies now."""
+    """Move a damaged checkpoint out of NeMo's sight, without the link to it; returns where it lies now."""
+    for path in damaged.parent.iterdir():
+        if path.is_symlink() and path.resolve() == damaged.resolve():
+            path.unlink()
     places = damaged.parents[1] / "damaged"
     places.mkdir(exist_ok=True)
     taken = {path.name for path in places.iterdir()}

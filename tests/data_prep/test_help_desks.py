@@ -138,6 +138,18 @@ def test_a_tickets_own_lists_are_no_tickets(tmp_path):
     assert tickets(tmp_path / "t.jsonl", body="problem") == [["Q", "it is broken"]] * 2
 
 
+@pytest.mark.parametrize("more", [{}, {"id": "7", "topic": "a b"}])
+def test_the_turns_of_a_conversation_are_no_tickets(tmp_path: Path, more: dict[str, str]) -> None:
+    turns = [{"role": "user", "content": "It is broken."}, {"role": "assistant", "content": "Ask Billing."}]
+    text = "\n".join(json.dumps({**more, "messages": turns}) for _ in range(3))
+    (tmp_path / "t.jsonl").write_text(text)
+    source = open_source(tmp_path / "t.jsonl")
+    columns = find_columns(source.columns, source.name, PrepareOptions())
+    assert (columns.messages, columns.label) == ("messages", None)
+    rows = [row for row in source.rows(["messages"]) if isinstance(row, Row)]
+    assert [json.loads(row.values[0]) for row in rows] == [turns] * 3
+
+
 def test_commas_too_many_and_lines_of_a_list(tmp_path):
     (tmp_path / "t.json").write_text('[\n {"body": "x, }", "queue": "Q",},\n {"body": "y", "queue": "R"},\n]')
     assert tickets(tmp_path / "t.json") == [["Q", "x, }"], ["R", "y"]]
