@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from converters.nemo_folder import MegatronFolder
-from converters.storage.nemo_weights import WeightsReader
+from converters.storage.weights_reader import WeightsReader
 
 _EXPERTS = ".mlp.experts.experts."
 

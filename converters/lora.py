@@ -16,7 +16,8 @@ from common.yaml_text import parse_yaml
 from converters.adapter_weights import AdapterWeights
 from converters.mapping import TABLE, Entry, Place
 from converters.nemo_folder import MegatronFolder
-from converters.storage.nemo_weights import PREFIX, WeightsReader
+from converters.storage.nemo_weights import PREFIX
+from converters.storage.weights_reader import WeightsReader
 from modeling.hf_config import GptOssConfig
 
 LINEAR_IN, LINEAR_OUT = ".adapter.linear_in.weight", ".adapter.linear_out.weight"

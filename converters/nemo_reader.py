@@ -11,7 +11,7 @@ import torch
 from common.errors import CheckpointError
 from converters.mapping import BLOCKS, SCALES, TABLE, Entry, Place
 from converters.nemo_folder import MegatronFolder
-from converters.storage.nemo_weights import WeightsReader
+from converters.storage.weights_reader import WeightsReader
 from modeling.hf_config import GptOssConfig
 from modeling.mxfp4 import dequantize
 from modeling.mxfp4_on_device import as_bf16

@@ -145,7 +145,7 @@ def test_nobody_runs_what_a_file_names() -> None:
     callers = {module for module in files() if "modeling.inference" in ours(module)}
     loading = {m for m in callers if re.search(r"\.load_(weights|adapter)\(", files()[m].read_text())}
     checking = {m for m in files() if "converters.storage.checked_folder" in ours(m)}
-    reading = {"converters.bridge_folder", "converters.storage.nemo_weights"}  # plain values, by load_saved
+    reading = {"converters.bridge_folder", "converters.storage.weights_reader"}  # plain values, by load_saved
     assert checking == {*loading, *reading, "training.train", "converters.storage.damage"}
 
 
@@ -184,7 +184,7 @@ def test_one_function_finds_the_files_of_foreign_folders() -> None:
             "converters.output_folder",
             "converters.storage.checked_folder",
             "converters.storage.damage",
-            "converters.storage.nemo_weights",
+            "converters.storage.weights_reader",
             "converters.storage.safetensors_files",
             "data_prep.preparation",
         },

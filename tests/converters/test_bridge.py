@@ -22,7 +22,8 @@ from converters.import_hf import import_checkpoint
 from converters.nemo_reader import NemoReader
 from converters.rewrite import rewrite_checkpoint
 from converters.storage.checked_folder import ensure_safe
-from converters.storage.nemo_weights import Piece, WeightsReader, write_weights
+from converters.storage.nemo_weights import Piece, write_weights
+from converters.storage.weights_reader import WeightsReader
 from converters.verify import compare_checkpoints
 from launch.cli import app
 from modeling.hf_config import GptOssConfig, published_config

@@ -18,7 +18,8 @@ from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
 from converters.lora import LINEAR_IN, LINEAR_OUT, Adapter
 from converters.mapping import TABLE, Place
-from converters.storage.nemo_weights import Piece, WeightsReader, write_weights
+from converters.storage.nemo_weights import Piece, write_weights
+from converters.storage.weights_reader import WeightsReader
 from converters.verify import compare_checkpoints
 from launch.cli import app
 from modeling.hf_config import GptOssConfig

@@ -11,7 +11,7 @@ from common.errors import CheckpointError
 from converters import megatron_output
 from converters.extra_states import check_states, empty_states
 from converters.import_hf import import_checkpoint
-from converters.storage.nemo_weights import WeightsReader
+from converters.storage.weights_reader import WeightsReader
 from modeling.hf_config import GptOssConfig
 from tests.converters.conftest import write_model
 

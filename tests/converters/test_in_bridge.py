@@ -15,7 +15,7 @@ from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
 from converters.rewrite import rewrite_checkpoint
 from converters.storage.checked_folder import ensure_safe
-from converters.storage.nemo_weights import WeightsReader
+from converters.storage.weights_reader import WeightsReader
 from converters.verify import compare_checkpoints
 from tests.conftest import run_to_its_end
 from tests.converters.adapters import write_adapter

@@ -16,7 +16,7 @@ from converters.import_hf import import_checkpoint
 from converters.mapping import TABLE
 from converters.peft.export_peft import export_adapter
 from converters.peft.import_peft import import_adapter
-from converters.storage.nemo_weights import WeightsReader
+from converters.storage.weights_reader import WeightsReader
 from tests.converters.adapters import write_adapter
 from tests.converters.conftest import SIZES, write_model
 

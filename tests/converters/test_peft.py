@@ -18,7 +18,7 @@ from converters.peft.expert_layouts import ExpertLayout, layout_by_records
 from converters.peft.export_peft import export_adapter
 from converters.peft.import_peft import import_adapter
 from converters.peft.lora_settings import SETTINGS
-from converters.storage.nemo_weights import WeightsReader
+from converters.storage.weights_reader import WeightsReader
 from launch.commands.convert import app
 from modeling.hf_config import GptOssConfig
 from tests.converters.adapters import ALPHA, RANK, write_adapter

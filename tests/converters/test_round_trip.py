@@ -19,7 +19,7 @@ from common.artifacts import read_manifest
 from common.progress import Done
 from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
-from converters.storage.nemo_weights import WeightsReader
+from converters.storage.weights_reader import WeightsReader
 from converters.verify import compare_checkpoints
 from tests.conftest import REPOSITORY
 from tests.converters.adapters import write_adapter

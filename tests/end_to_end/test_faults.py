@@ -89,7 +89,7 @@ def rows(run: Path) -> list[dict[str, float]]:
 
 
 def adapter(run: Path) -> dict[str, bytes]:
-    from converters.storage.nemo_weights import WeightsReader
+    from converters.storage.weights_reader import WeightsReader
     from pipeline.checkpoints import last_checkpoint
 
     reader = WeightsReader(last_checkpoint(run / "finetune") / "weights")

@@ -36,7 +36,8 @@ from common.staging import place_of
 from converters.import_hf import import_checkpoint
 from converters.storage.checked_folder import ensure_safe
 from converters.storage.metadata_file import read_metadata
-from converters.storage.nemo_weights import FINISHED, WeightsReader
+from converters.storage.nemo_weights import FINISHED
+from converters.storage.weights_reader import WeightsReader
 from evaluation.weight_changes import changes
 from launch import cli
 from modeling.hf_config import GptOssConfig
