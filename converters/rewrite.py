@@ -13,10 +13,11 @@ from common import artifacts
 from common.errors import ConfigurationError
 from common.progress import Progress, TensorCounter, quiet
 from converters.bridge_config import read_run_config
-from converters.export_hf import DTYPES, Source
+from converters.export_hf import DTYPES
 from converters.lora import Adapter
 from converters.mapping import Entry, Place, layers_of
 from converters.megatron_output import Kind, Origin, pieces_of, scales_of, write_model
+from converters.megatron_source import Source
 from converters.nemo_folder import MegatronFolder, checkpoint_identity, is_megatron
 from converters.output_folder import is_done, resumable_folder
 

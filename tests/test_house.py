@@ -176,7 +176,7 @@ def test_one_function_finds_the_files_of_foreign_folders() -> None:
             "common.foreign",
             "converters.bridge_config",
             "converters.bridge_folder",
-            "converters.export_hf",
+            "converters.megatron_source",
             "converters.hf_reader",
             "converters.import_hf",
             "converters.lora",
