@@ -14,7 +14,7 @@ ATTACK = "<img src=x onerror=alert(1)></pre><script>alert(1)</script>"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer_folder) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    rows = [{"subject": "", "body": f"{ATTACK}\\nnumber {i} " * 2, "queue": f"Q{i % 3} & <b>", "language": "en"}
+    rows = [{"subject": "", "body": f"{ATTACK}   number {i} " * 2, "queue": f"Q{i % 3} & <b>", "language": "en"}
             for i in range(90)]  # fmt: skip
     rows += [rows[0] | {"queue": "Q1 & <b>"}] * 3
     lines = [json.dumps(row) for row in rows]
