@@ -137,12 +137,12 @@ def keep_best_and_last(folder: Path, best: int = 1) -> None:
     ranked = sorted(losses, key=lambda path: losses[path])
     kept = {last, last.with_name(last.resolve().name), *(ranked[:best] if best >= 0 else ranked)}
     for path in _finished(folder, "*"):
-        if path in kept or not step_of(path):
-            continue
-        if path.is_symlink():
-            path.unlink()
-        else:
+        if path not in kept and step_of(path) and not path.is_symlink():
             shutil.rmtree(path)
+    for path in (folder / "checkpoints").glob("*-last"):
+        # NeMo 2.7.3 deletes what such a link leads to when a training goes on (nemo_topk_check_previous_run)
+        if path.is_symlink() and path not in kept:
+            path.unlink()
 
 
 def _finished(folder: Path, pattern: str) -> list[Path]:

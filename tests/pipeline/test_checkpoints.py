@@ -52,6 +52,7 @@ def test_the_one_before_stays_until_the_next_is_written(tmp_path: Path) -> None:
 def test_best_and_last_are_kept_in_the_end(tmp_path: Path, best: int, validated: list[int]) -> None:
     folder = _training(tmp_path)
     (folder / "checkpoints" / "step=25-last-unfinished").unlink()
+    (folder / "checkpoints" / "step=4-val_loss=0.800000-last").symlink_to("step=4-val_loss=0.800000")
     keep_best_and_last(folder, best)
     losses = {5: "0.700000", 10: "0.500000", 20: "0.600000"}
     kept = {f"step={step}-val_loss={losses[step]}" for step in validated}
