@@ -12,11 +12,33 @@ from pathlib import Path
 from typing import TextIO
 
 _console: TextIO = sys.stdout
+_RANKS = {
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "NODE_RANK",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+}
 
 
 def rank() -> int:
     """This process's rank among those of the stage."""
     return int(os.environ.get("RANK", "0"))
+
+
+def ignore_other_launchers() -> None:
+    """Forget what Slurm, MPI or a shell say of ranks where no torchrun started this process: it is the only one.
+
+    Within an allocation of eight tasks Lightning 2.6 (`SLURMEnvironment.detect`) would take it for one of eight.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "PMI_", "PMIX_")) or name in _RANKS:
+            del os.environ[name]
 
 
 def say(text: str) -> None:

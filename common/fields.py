@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from common.errors import ConfigurationError
+from common.values import one_line
 
 T = TypeVar("T")
 _PLURALS = {str: "texts", int: "whole numbers", float: "numbers"}
@@ -32,7 +33,7 @@ def from_tree(cls: type[T], tree: Any, source: str, key: str = "") -> T:
         ConfigurationError: an unknown key (near ones are named), a missing one, or a value of another kind.
     """
     if not isinstance(tree, dict):
-        raise ConfigurationError(f"{source}: {key or 'it'} should hold keys, not {tree!r}.")
+        raise ConfigurationError(f"{source}: {key or 'it'} should hold keys, not {_shown(tree)}.")
     hints = typing.get_type_hints(cls, include_extras=True)
     values: dict[str, Any] = {}
     for name, value in tree.items():
@@ -64,7 +65,7 @@ def fit(annotation: Any, value: Any, key: str, source: str) -> Any:
         fits, fitted = _fit_one(option, value, key, source)
         if fits:
             return fitted
-    raise ConfigurationError(f"{source}: {key} should be {' or '.join(map(_wanted, options))}, not {value!r}.")
+    raise ConfigurationError(f"{source}: {key} should be {' or '.join(map(_wanted, options))}, not {_shown(value)}.")
 
 
 def near_ones(key: str, known: Iterable[str]) -> str:
@@ -136,6 +137,10 @@ def _fit_one(option: Any, value: Any, key: str, source: str) -> tuple[bool, Any]
     if hasattr(kind, "from_tree"):
         return True, kind.from_tree(value, source, key)  # type: ignore[attr-defined]
     return (True, from_tree(kind, value, source, key)) if dataclasses.is_dataclass(kind) else (False, value)
+
+
+def _shown(value: Any) -> str:
+    return one_line(repr(value), 100)
 
 
 def _wanted(option: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigurationError
+from common.yaml_text import parse_yaml
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -50,18 +51,27 @@ def size_of(folder: Path) -> str:
 
 
 def parse_value(text: str) -> Any:
-    """`50`, `2e-4`, `true`, `null`, `[a, b]` and `{a: 1}` as Python values; anything else is the text itself."""
+    """`50`, `2e-4`, `true`, `null`, `[a, b]` and `{a: 1}` as Python values; anything else is the text itself.
+
+    Raises:
+        ConfigurationError: it is nested too deeply, or its aliases stand for too much.
+    """
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
+        parse_yaml(text)  # refuses what OmegaConf would take a lifetime for
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
     except (OmegaConfBaseException, yaml.YAMLError, ValueError):
         return text
 
 
 def one_line(error: BaseException | str, most: int = 200) -> str:
-    """An exception's message on one line of at most `most` characters; its type's name where the message is empty."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An exception's message on one line of at most `most` characters; its type's name where the message is empty.
+
+    What a terminal would obey, and what cannot be seen, is shown as a replacement character.
+    """
+    text = " ".join(str(error)[: 20 * most].split()) or type(error).__name__
+    text = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
     return text if len(text) <= most else text[: most - 1] + "…"

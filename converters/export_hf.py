@@ -1,10 +1,10 @@
-"""NeMo → Hugging Face: a base or a fully trained model, with an adapter merged on the way."""
+"""NeMo or Megatron-Bridge → Hugging Face: a base or a fully trained model, with an adapter merged on the way."""
 
 from __future__ import annotations
 
 import json
 import math
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from common.artifacts import FINISHED, write_text
 from common.errors import CheckpointError, ConfigurationError
 from common.progress import Progress, TensorCounter, quiet
 from common.values import parse_size
+from converters.finite import ensure_finite
 from converters.lora import Adapter
 from converters.mapping import BLOCKS, SCALES, TABLE, Entry, Place, layers_of, places
+from converters.megatron_source import Source
 from converters.model_card import card_text
-from converters.nemo_folder import CONFIG, SCALES_FILE, TOKENIZER, checkpoint_identity, is_nemo
-from converters.nemo_reader import NemoReader
+from converters.nemo_folder import checkpoint_identity
 from converters.openai_layout import QUANTIZATION
 from converters.output_folder import (
     GENERATION,
@@ -28,11 +29,9 @@ from converters.output_folder import (
     copy_files,
     is_done,
     resumable_folder,
-    source_files,
 )
-from converters.storage.safetensors_files import Group, SafetensorsReader, Slab, TensorSpec, write_sharded
+from converters.storage.safetensors_files import Group, Slab, TensorSpec, write_sharded
 from converters.storage.transposition import transpose
-from modeling.hf_config import GptOssConfig
 from modeling.mxfp4 import BLOCK, dequantize, quantize, requantize
 
 MXFP4 = "mxfp4"
@@ -81,18 +80,20 @@ def export_checkpoint(
     weights: str = "auto",
     shard_size: str = "5GB",
     like: Path | None = None,
+    title: str = "",
     usage: str = "",
     progress: Progress = quiet,
 ) -> Path:
     """Write a complete Hugging Face folder: safetensors with index, config, generation_config, tokenizer, model card.
 
     Args:
-        nemo: a checkpoint of our import, or of NeMo's training in full.
+        nemo: a checkpoint of our import, or of a training in full, of NeMo or Megatron-Bridge.
         adapter: an adapter checkpoint to merge, in fp32.
         weights: "fp32", "bf16" or "mxfp4"; "auto" is the checkpoint's own, MXFP4 where its experts are packed. As
             MXFP4, experts that training did not touch get their original blocks and scales back, byte for byte.
         like: our import (or the Hugging Face folder) that gives config.json and the tokenizer, where `nemo` is a
             checkpoint that NeMo saved and holds neither.
+        title: of the model card; the checkpoint's name by default.
         usage: Markdown for the end of the model card.
         progress: called after every tensor.
     Raises:
@@ -112,6 +113,7 @@ def export_checkpoint(
         "files": source.identity() | (checkpoint_identity(adapter) if adapter else {}),
         "weights": weights,
         "shard_size": limit,
+        "title": title,
         "usage": usage,
     }
     if is_done(out, inputs):
@@ -125,51 +127,8 @@ def export_checkpoint(
         details |= {"nemo": str(nemo), "adapter": str(adapter) if adapter else None}
         if weights == MXFP4:
             details |= {"kept": export.quantization.kept, "relative_errors": export.quantization.relative_errors()}
-        _write_files(source, folder, export, details, usage)
+        _write_files(source, folder, export, details, title or nemo.name, usage)
     return out
-
-
-class Source:
-    """A NeMo checkpoint and what an export needs besides its weights.
-
-    Raises:
-        CheckpointError: a tensor is missing, of another shape, or unknown; or there is no config.json.
-    """
-
-    def __init__(self, nemo: Path, like: Path) -> None:
-        self.nemo, self.like = nemo, like
-        self.reader = NemoReader(nemo)
-        context = like / "context"
-        self.config_file = next((f for f in (context / CONFIG, like / "config.json") if f.is_file()), None)
-        if self.config_file is None:
-            raise CheckpointError(f"{like} holds no config.json of its model: name the imported base with --like.")
-        self.config = GptOssConfig.from_file(self.config_file)
-        self.tokenizer = context / TOKENIZER if (context / TOKENIZER).is_dir() else like
-        self.reader.check(self.config, self.config_file)
-
-    @cached_property
-    def _scales(self) -> SafetensorsReader | NemoReader | None:
-        """Where the MXFP4 scales of the base are: packed with its experts, or beside them as the import kept them."""
-        file = self.like / SCALES_FILE
-        if file.is_file():
-            return SafetensorsReader(file)
-        like = self.reader if self.like == self.nemo else NemoReader(self.like) if is_nemo(self.like) else None
-        return like if like is not None and like.packed else None
-
-    def scales(self, entry: Entry, place: Place) -> np.ndarray | None:
-        """uint8 (out, in/32), the scales that an expert's matrix had in the base, rows in Hugging Face's order."""
-        if self._scales is None:
-            return None
-        if isinstance(self._scales, NemoReader):
-            return self._scales.packed_part(entry, place, SCALES)[entry.rows_in_hf(self.config)]
-        assert place.expert is not None
-        return self._scales.slice(entry.hf[0].format(layer=place.layer) + SCALES)[place.expert].numpy()
-
-    def identity(self) -> dict[str, Any]:
-        """Hashes, sizes and times of the source's files, for the fingerprint of the export."""
-        files = [self.like / SCALES_FILE, *(self.tokenizer / name for name in TOKENIZER_FILES)]
-        assert self.config_file is not None
-        return checkpoint_identity(self.nemo) | source_files([self.config_file, *files])
 
 
 class _Export:
@@ -185,11 +144,11 @@ class _Export:
     def groups(self) -> list[Group]:
         return [self._group(entry, layer) for entry, layer in layers_of(self.config)]
 
-    def plain_dtype(self, entry: Entry) -> torch.dtype:
+    def plain_dtype(self, entry: Entry, layer: int = 0) -> torch.dtype:
         """Dtype of a tensor that is not MXFP4: bf16 in an MXFP4 export, else as requested, else the checkpoint's."""
         if self.mxfp4:
             return torch.bfloat16
-        return self.dtype or self.source.reader.dtype(entry)
+        return self.dtype or self.source.reader.dtype(entry, layer)
 
     def _group(self, entry: Entry, layer: int) -> Group:
         names = [name.format(layer=layer) for name in entry.hf]
@@ -197,7 +156,7 @@ class _Export:
         where = list(places(entry, self.config, layer))
         if entry.is_expert_matrix and self.mxfp4:
             return self._mxfp4_group(entry, names[0], shapes[0], where)
-        dtype = self.plain_dtype(entry)
+        dtype = self.plain_dtype(entry, layer)
         if entry.per_expert:
             # plain experts are stored transposed: (E, in, out)
             shapes = ((self.config.num_experts, *reversed(shapes[0])),)
@@ -205,7 +164,7 @@ class _Export:
         return Group(specs, tuple(partial(self._plain, entry, place, specs) for place in where))
 
     def _plain(self, entry: Entry, place: Place, specs: tuple[TensorSpec, ...]) -> list[Slab]:
-        value = self._value(entry, place).to(specs[0].dtype)
+        value = ensure_finite(self._value(entry, place).to(specs[0].dtype), f"{self.source.nemo}: {entry.nemo}")
         if place.expert is not None and entry.is_expert_matrix:
             return [Slab(specs[0].name, place.expert, transpose(value, entry.rows_in_hf(self.config)))]
         parts = entry.to_hf(value, self.config)
@@ -259,19 +218,19 @@ def _exact(value: torch.Tensor, scales: np.ndarray, order: np.ndarray) -> np.nda
     return requantize(bf16.contiguous().view(torch.int16).numpy().view(np.uint16), scales, order)
 
 
-def _write_files(source: Source, folder: Path, export: _Export, details: dict[str, Any], usage: str) -> None:
-    assert source.config_file is not None
-    _write_config(source.config_file, folder / "config.json", export)
-    beside = source.config_file.parent
-    copy_files((GENERATION, *LICENSES), beside, folder)
+def _write_files(
+    source: Source, folder: Path, export: _Export, details: dict[str, Any], title: str, usage: str
+) -> None:
+    _write_config(source.config_json, folder / "config.json", export)
+    copy_files((GENERATION, *LICENSES), source.beside, folder)
     copy_files(TOKENIZER_FILES, source.tokenizer, folder)
     storage = MXFP4 if export.mxfp4 else str(export.plain_dtype(TABLE[0])).removeprefix("torch.")
-    (folder / "README.md").write_text(card_text(source.nemo, source.like, storage, details, usage))
+    (folder / "README.md").write_text(card_text(title, source.nemo, source.like, storage, details, usage))
 
 
-def _write_config(original: Path, target: Path, export: _Export) -> None:
+def _write_config(original: bytes, target: Path, export: _Export) -> None:
     """The original config.json, byte for byte where it already says how the weights are stored."""
-    raw = json.loads(original.read_text())
+    raw = json.loads(original)
     config = {name: value for name, value in raw.items() if name != "quantization_config"}
     if export.mxfp4:
         config["quantization_config"] = raw.get("quantization_config", QUANTIZATION)
@@ -280,6 +239,6 @@ def _write_config(original: Path, target: Path, export: _Export) -> None:
     stands = [name for name in ("dtype", "torch_dtype") if name in raw]
     config |= dict.fromkeys(stands or ([] if plain == "bfloat16" and export.mxfp4 else ["dtype"]), plain)
     if config == raw:
-        target.write_bytes(original.read_bytes())
+        target.write_bytes(original)
     else:
         target.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

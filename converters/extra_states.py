@@ -22,22 +22,22 @@ LINEARS = (
 EXPERTS = ("mlp.experts.experts.linear_fc1", "mlp.experts.experts.linear_fc2")
 
 
-def empty_states(config: GptOssConfig, *, packed: bool = False) -> list[str]:
+def empty_states(config: GptOssConfig, *, packed: bool = False, prefix: str = PREFIX) -> list[str]:
     """Keys of all extra states of a model; packed experts, which are no modules of Transformer Engine, have none.
 
-    megatron-core 0.15.3 names them `KEY/shard_<layer>[.<expert>]_<layers>[.<experts>]` (ShardedObject.unique_key), and
-    what is outside the layers `KEY/shard_0_1`.
+    megatron-core 0.15.3 and 0.19.2 name them `KEY/shard_<layer>[.<expert>]_<layers>[.<experts>]`
+    (ShardedObject.unique_key), and what is outside the layers `KEY/shard_0_1`.
     """
-    prefix, layers = f"{PREFIX}decoder.layers.", range(config.num_layers)
-    keys = [f"{prefix}{name}._extra_state/shard_{i}_{config.num_layers}" for name in LINEARS for i in layers]
+    of_layer, layers = f"{prefix}decoder.layers.", range(config.num_layers)
+    keys = [f"{of_layer}{name}._extra_state/shard_{i}_{config.num_layers}" for name in LINEARS for i in layers]
     total = f"{config.num_layers}.{config.num_experts}"
     keys += [
-        f"{prefix}{name}._extra_state/shard_{i}.{expert}_{total}"
+        f"{of_layer}{name}._extra_state/shard_{i}.{expert}_{total}"
         for name in (() if packed else EXPERTS)
         for i in layers
         for expert in range(config.num_experts)
     ]
-    return [*keys, f"{PREFIX}decoder.final_layernorm._extra_state/shard_0_1"]
+    return [*keys, f"{prefix}decoder.final_layernorm._extra_state/shard_0_1"]
 
 
 def check_states(weights: Path, config: GptOssConfig) -> None:

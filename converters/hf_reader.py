@@ -1,8 +1,7 @@
-"""Read a gpt-oss folder as Hugging Face stores it (MXFP4 or plain), or OpenAI's `original/`, one part at a time."""
+"""Read a gpt-oss folder, Hugging Face's (MXFP4 or plain), OpenAI's `original/` or Unsloth's, one part at a time."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,9 @@ import numpy as np
 import torch
 
 from common.errors import CheckpointError, ConfigurationError
-from converters import openai_layout
+from common.foreign import file_in, read_json
+from common.values import one_line
+from converters import openai_layout, single_experts
 from converters.mapping import BLOCKS, SCALES, Entry, Place, layers_of
 from converters.storage.safetensors_files import SafetensorsReader
 from converters.storage.stored_tensor import StoredTensor
@@ -47,6 +48,11 @@ class HfReader:
         return openai_layout.MARK in self.files.file_of
 
     @cached_property
+    def single(self) -> bool:
+        """Whether each expert is a linear layer of its own, by the tensor names."""
+        return single_experts.MARK in self.files.file_of
+
+    @cached_property
     def mxfp4(self) -> bool:
         """Whether the experts are stored as MXFP4 blocks and scales, by the tensor names."""
         return any(name.endswith((BLOCKS, ".blocks")) for name in self.files.file_of)
@@ -65,7 +71,7 @@ class HfReader:
             CheckpointError: neither holds one.
         """
         for folder in (self.folder, *([self.folder.parent] if self.openai else [])):
-            missing = [name for name in ("tokenizer.json", "tokenizer_config.json") if not (folder / name).is_file()]
+            missing = [n for n in ("tokenizer.json", "tokenizer_config.json") if not file_in(folder, n).is_file()]
             if not missing:
                 return folder
         raise CheckpointError(f"{self.folder} lacks its tokenizer ({', '.join(missing)}): copy it there.")
@@ -78,11 +84,13 @@ class HfReader:
         """
         if entry.is_expert_matrix and self.mxfp4:
             return torch.bfloat16
-        names = [name.format(layer=layer) for name in entry.hf]
-        dtypes = {self.files.dtype(self._at(name)[0]) for name in names}
+        experts = range(self.config.num_experts) if self.single and entry.per_expert else [None]
+        names = [self._at(name.format(layer=layer), expert)[0] for name in entry.hf for expert in experts]
+        dtypes = {self.files.dtype(name): name for name in names}
         if len(dtypes) > 1:
-            raise CheckpointError(f"{self.folder}: {' and '.join(names)} have different dtypes: convert them to one.")
-        return dtypes.pop()
+            different = " and ".join(dtypes.values())
+            raise CheckpointError(f"{self.folder}: {different} have different dtypes: convert them to one.")
+        return next(iter(dtypes))
 
     def read(self, entry: Entry, place: Place) -> torch.Tensor:
         """A part of a Megatron tensor.
@@ -118,7 +126,7 @@ class HfReader:
 
     def _openai_config(self, file: Path) -> GptOssConfig | None:
         try:
-            raw = json.loads(file.read_text())
+            raw = read_json(self.folder, file.name)
         except (OSError, ValueError):
             return None  # GptOssConfig.from_file says what is wrong
         if not isinstance(raw, dict) or "model_type" in raw or "rope_scaling_factor" not in raw:
@@ -127,9 +135,15 @@ class HfReader:
             return GptOssConfig.from_dict(openai_layout.to_hf_config(raw), str(file))
         except KeyError as error:
             raise ConfigurationError(f"{file} has no field {error.args[0]!r}: fetch the model again.") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ConfigurationError(f"{file} holds a field of the wrong kind ({one_line(error)}).") from None
 
-    def _at(self, name: str) -> tuple[str, tuple[int, int] | None]:
-        return openai_layout.stored_at(name, self.config) if self.openai else (name, None)
+    def _at(self, name: str, expert: int | None = None) -> tuple[str, tuple[int, int] | None]:
+        """The tensor that holds what Hugging Face calls `name`, and which of its rows do; None for all."""
+        if self.openai:
+            return openai_layout.stored_at(name, self.config)
+        single = single_experts.stored_at(name, expert) if self.single else name
+        return (single if single in self.files.file_of or expert is not None else name), None
 
     def _slice(self, name: str) -> StoredTensor:
         return self.files.slice(self._at(name)[0])
@@ -146,9 +160,9 @@ class HfReader:
         return f"{self.folder}: {entry.hf[0].format(layer=place.layer)}, expert {place.expert}"
 
     def _part(self, entry: Entry, name: str, place: Place) -> torch.Tensor:
-        stored, rows = self._at(name)
+        stored, rows = self._at(name, place.expert)
         tensor = self.files.slice(stored)
-        if place.expert is not None:
+        if place.expert is not None and not self.single:
             value = tensor[place.expert]
             # Hugging Face multiplies activations from the left, OpenAI stores rows of the output
             return transpose(value) if entry.is_expert_matrix and not self.openai else value
@@ -156,11 +170,16 @@ class HfReader:
         return tensor[first:last]
 
     def _check(self) -> None:
+        if found := single_experts.foreign_layout(self.files.file_of):
+            raise CheckpointError(
+                f"{self.folder} holds {found}, which are not read: load it with the program that wrote it, save it in "
+                "bf16 under the names of transformers' GptOssForCausalLM, and import that."
+            )
         names: set[str] = set()
         for entry, layer in layers_of(self.config):
             for name, shape in zip(entry.hf, entry.hf_shapes(self.config), strict=True):
-                for tensor, expected in self._expected(entry, name.format(layer=layer), shape):
-                    stored, rows = self._at(tensor)
+                for tensor, expert, expected in self._expected(entry, name.format(layer=layer), shape):
+                    stored, rows = self._at(tensor, expert)
                     actual = self.files.shape(stored)
                     if rows is not None:
                         expected = (self.config.qkv_size, *expected[1:])
@@ -175,15 +194,20 @@ class HfReader:
                 f"{self.folder} holds {len(unknown)} tensors that this gpt-oss has not, such as {unknown[0]}."
             )
 
-    def _expected(self, entry: Entry, name: str, rows: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def _expected(
+        self, entry: Entry, name: str, rows: tuple[int, ...]
+    ) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
+        """What must be there of a name: names, experts where each has a tensor of its own, and shapes."""
         experts = self.config.num_experts
-        if not entry.is_expert_matrix:
-            yield name, (experts, *rows) if entry.per_expert else rows
+        if entry.per_expert and self.single:
+            yield from ((name, expert, rows) for expert in range(experts))
+        elif not entry.is_expert_matrix:
+            yield name, None, (experts, *rows) if entry.per_expert else rows
         elif not self.mxfp4:
-            yield name, (experts, *(rows if self.openai else reversed(rows)))
+            yield name, None, (experts, *(rows if self.openai else reversed(rows)))
         else:
             out, width = rows
             if width % BLOCK:
                 raise CheckpointError(f"{name}: rows of {width} values do not divide into MXFP4 blocks of {BLOCK}.")
-            yield name + BLOCKS, (experts, out, width // BLOCK, BLOCK // 2)
-            yield name + SCALES, (experts, out, width // BLOCK)
+            yield name + BLOCKS, None, (experts, out, width // BLOCK, BLOCK // 2)
+            yield name + SCALES, None, (experts, out, width // BLOCK)

@@ -6,7 +6,7 @@ import re
 import time
 from pathlib import Path
 
-from common.artifacts import MANIFEST
+from common.artifacts import MANIFEST, read_manifest
 from common.errors import CheckpointError
 from common.values import one_line
 from converters.output_folder import GENERATION, LICENSES, TOKENIZER_FILES
@@ -84,17 +84,20 @@ def create(name: str, *, public: bool = False) -> str:
 
 
 def upload(folder: Path, name: str) -> None:
-    """Upload a folder to the repository ORG/NAME; the manifest, which names local paths, stays here.
+    """Upload what a conversion wrote to the repository ORG/NAME: no file that its manifest does not name, nor that one.
 
     Raises:
-        CheckpointError: the Hub refuses, or the connection breaks.
+        CheckpointError: no conversion wrote the folder, the Hub refuses, or the connection breaks.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
     from requests.exceptions import RequestException
 
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise CheckpointError(f"{folder} holds no {MANIFEST} of a conversion: export it again.")
     try:
-        HfApi().upload_folder(repo_id=name, folder_path=folder, ignore_patterns=[MANIFEST])
+        HfApi().upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(manifest.files))
     except (HfHubHTTPError, RequestException, OSError) as error:
         raise CheckpointError(
             f"{folder} could not be uploaded as {name} ({one_line(error)}): the same command tries again."

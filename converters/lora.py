@@ -1,4 +1,4 @@
-"""LoRA adapters of a NeMo adapter checkpoint, as weight changes in Megatron's layout."""
+"""LoRA adapters of a checkpoint of NeMo or Megatron-Bridge, as weight changes in Megatron's layout."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from typing import Any
 import torch
 import yaml
 
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ConfigurationError
+from common.foreign import file_in
+from common.yaml_text import parse_yaml
+from converters.adapter_weights import AdapterWeights
 from converters.mapping import TABLE, Entry, Place
-from converters.storage.nemo_weights import PREFIX, WeightsReader
+from converters.nemo_folder import MegatronFolder
+from converters.storage.nemo_weights import PREFIX
+from converters.storage.weights_reader import WeightsReader
 from modeling.hf_config import GptOssConfig
 
 LINEAR_IN, LINEAR_OUT = ".adapter.linear_in.weight", ".adapter.linear_out.weight"
@@ -28,13 +33,13 @@ class Adapter:
 
     @classmethod
     def open(cls, checkpoint: Path, config: GptOssConfig) -> Adapter:
-        """Read an adapter checkpoint as NeMo saves it.
+        """Read an adapter checkpoint as NeMo or Megatron-Bridge saves it.
 
         Raises:
             CheckpointError: it holds no adapter, one of a layer that this package does not know, or one of a model of
                 other sizes than `config`.
         """
-        reader = WeightsReader(checkpoint / "weights")
+        reader = AdapterWeights(checkpoint, config.num_experts)
         settings = peft_settings(checkpoint)
         layers = settings.get("expert_layers")
         adapter = cls(reader, float(settings["alpha"]), tuple(sorted(layers)) if layers else None)
@@ -56,17 +61,22 @@ class Adapter:
         if factors is None:
             return base
         linear_in, linear_out = factors
+        if not linear_out.any():  # a sum with zeros would change the sign of a zero
+            return base
         return base.float() + (self.alpha / linear_in.shape[0]) * (linear_out @ linear_in)
 
     def factors(self, entry: Entry, place: Place) -> tuple[torch.Tensor, torch.Tensor] | None:
         """fp32 linear_in (r, in) and linear_out (out, r) of a layer's or expert's weight; None without an adapter."""
         if not self.has_factors(entry, place):
             return None
-        key, where = linear_of(entry), list(place.leading)
+        return self.factor(entry, place, LINEAR_IN).float(), self.factor(entry, place, LINEAR_OUT).float()
+
+    def factor(self, entry: Entry, place: Place, end: str) -> torch.Tensor:
+        """linear_in or linear_out, by `LINEAR_IN` or `LINEAR_OUT`, as it is stored, of a weight that has them."""
+        where = list(place.leading)
         if entry.per_expert and self.expert_layers is not None:
             where[0] = self.expert_layers.index(place.layer)
-        linear_in, linear_out = (self.reader.read(key + end, *where).float() for end in (LINEAR_IN, LINEAR_OUT))
-        return linear_in, linear_out
+        return self.reader.read(linear_of(entry) + end, *where)
 
     def has_factors(self, entry: Entry, place: Place) -> bool:
         """Whether a layer's or expert's weight has an adapter."""
@@ -109,15 +119,15 @@ def linear_of(entry: Entry) -> str:
 
 
 def peft_settings(checkpoint: Path) -> dict[str, Any]:
-    """Arguments of the LoRA transform that an adapter was trained with, which NeMo's model.yaml records.
+    """Arguments of the LoRA transform that an adapter was trained with, by NeMo's model.yaml or Bridge's run config.
 
     Raises:
         CheckpointError: the file is missing or damaged, or records no LoRA.
     """
-    file = checkpoint / "context" / "model.yaml"
+    file = MegatronFolder.find(checkpoint).settings
     try:
-        settings = _find_lora(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError):
+        settings = _find_lora(parse_yaml(file_in(file.parent, file.name).read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigurationError):
         raise CheckpointError(f"{file} is missing or damaged: name a checkpoint of a LoRA training.") from None
     if settings is None or "alpha" not in settings:
         raise CheckpointError(f"{file} records no LoRA: name an adapter checkpoint, or export the model without one.")

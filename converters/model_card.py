@@ -1,8 +1,9 @@
-"""The model card of an exported model: its sources with hashes, the versions, the quantization error."""
+"""Model cards of an exported model and of an adapter: sources with hashes, versions, quantization error."""
 
 from __future__ import annotations
 
 import platform
+import re
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,8 +14,8 @@ from common import artifacts
 _PACKAGES = ("torch", "safetensors", "transformers", "nemo_toolkit", "megatron-core")
 
 
-def card_text(nemo: Path, like: Path, storage: str, details: dict[str, Any], usage: str = "") -> str:
-    """Markdown with the fields that the Hub reads.
+def card_text(title: str, nemo: Path, like: Path, storage: str, details: dict[str, Any], usage: str = "") -> str:
+    """Markdown with the fields that the Hub reads; folders stand in it by their names, not by where they are.
 
     Args:
         nemo: checkpoint of the weights.
@@ -25,22 +26,52 @@ def card_text(nemo: Path, like: Path, storage: str, details: dict[str, Any], usa
     """
     origin = artifacts.read_manifest(like)
     base = str(origin.details.get("source", "")) if origin else ""
-    is_hub_id = base.count("/") == 1 and not Path(base).exists()
     lines = ["---", "license: apache-2.0", "library_name: transformers", "pipeline_tag: text-generation"]
-    lines += [f"base_model: {base}"] if is_hub_id else []
-    lines += ["tags: [gpt_oss]", "---", f"# {nemo.name}, exported", ""]
+    lines += [*_hub_field(base), "tags: [gpt_oss]", "---", f"# {title}", ""]
     lines += [
         "Full weights for any server that loads gpt-oss, written by `nemo-run convert export`.",
         "",
     ]
     lines += ["| provenance | |", "|---|---|"]
-    rows = {"base": base or str(like), "weights": str(nemo), "adapter, merged in fp32": details.get("adapter")}
+    adapter = details.get("adapter")
+    rows = {"base": hub_id(base) or Path(base or like).name, "weights": nemo.name}
+    rows |= {"adapter, merged in fp32": Path(adapter).name if adapter else None}
     rows |= {"stored as": storage, "made": time.strftime("%Y-%m-%d", time.gmtime()), "with": _versions()}
     lines += [f"| {name} | {value} |" for name, value in rows.items() if value]
     if origin:
         hashes = origin.details.get("sha256", {})
         lines += [f"| base {file} | sha256 {digest} |" for file, digest in hashes.items()]
     return "\n".join([*lines, *_quantization(details)]) + "\n" + usage
+
+
+def adapter_card_text(title: str, base: str | None, rank: int, experts: str | None) -> str:
+    """Markdown of a PEFT folder.
+
+    Args:
+        base: Hub id or folder of the model that the adapter belongs to.
+        experts: how the experts' factors are stored and who reads them; None where there are none.
+    """
+    lines = ["---", "license: apache-2.0", "library_name: peft", "pipeline_tag: text-generation"]
+    lines += [*_hub_field(base or ""), "tags: [gpt_oss, lora]", "---", f"# {title}", ""]
+    lines += [f"LoRA adapter of rank {rank}, written by `nemo-run convert adapter`.", ""]
+    lines += ["| provenance | |", "|---|---|"]
+    rows = {"base": (hub_id(base) or Path(base).name) if base else None, "experts": experts, "with": _versions()}
+    lines += [f"| {name} | {value} |" for name, value in rows.items() if value]
+    return "\n".join(lines) + "\n"
+
+
+def hub_id(source: str) -> str | None:
+    """The Hub's name of a model that was imported by that name, or from the Hub's cache; None for another folder."""
+    if cached := re.search(r"models--([^/]+?)--([^/]+)/snapshots/", source):
+        return f"{cached[1]}/{cached[2]}"
+    return (
+        source if source.count("/") == 1 and not source.startswith(("/", ".")) and not Path(source).exists() else None
+    )
+
+
+def _hub_field(base: str) -> list[str]:
+    name = hub_id(base)
+    return [f"base_model: {name}"] if name else []
 
 
 def _versions() -> str:

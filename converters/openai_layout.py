@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from modeling.hf_config import FULL, SLIDING, GptOssConfig, published_config
+from modeling.hf_config import FULL, MOST_LAYERS, SLIDING, GptOssConfig, published_config, size_in
 
 MARK = "unembedding.weight"
 """A tensor that only this layout has."""
@@ -55,9 +55,9 @@ def to_hf_config(raw: dict[str, Any]) -> dict[str, Any]:
     """OpenAI's config.json in Hugging Face's fields; fields that it lacks are the published ones.
 
     Raises:
-        KeyError: a field is missing.
+        KeyError: a field is missing. ValueError, TypeError, OverflowError: one is of another kind.
     """
-    layers, published = raw["num_hidden_layers"], published_config()
+    layers, published = size_in(raw, "num_hidden_layers", MOST_LAYERS), published_config()
     del published["quantization_config"]
     same = (
         "experts_per_token", "head_dim", "hidden_size", "initial_context_length", "intermediate_size",

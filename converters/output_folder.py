@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from common import artifacts
-from common.artifacts import FINISHED
-from common.errors import CheckpointError, NemoRunError
+from common.errors import CheckpointError
+from common.foreign import file_in, read_json
+from common.hf_tokenizer import old_settings, special_tokens
 
+TOKENIZER_SETTINGS, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+    TOKENIZER_SETTINGS,
+    SPECIAL_TOKENS,
     "chat_template.jinja",
     "added_tokens.json",
 )
@@ -25,12 +28,8 @@ LICENSES = ("LICENSE", "USAGE_POLICY")
 
 def is_done(path: Path, inputs: Mapping[str, Any]) -> bool:
     """Whether `path` is whole and was made from `inputs`; a rename that a kill prevented is done now."""
-    fingerprint = artifacts.fingerprint(inputs)
-    partial = artifacts.partial_of(path)
-    if artifacts.is_current(partial, fingerprint):
-        _remove_notes(partial)
-        artifacts.publish(partial, path)
-    return artifacts.is_current(path, fingerprint)
+    artifacts.finish(path)
+    return artifacts.is_current(path, artifacts.fingerprint(inputs))
 
 
 @contextmanager
@@ -47,34 +46,17 @@ def resumable_folder(
     Raises:
         CheckpointError: the disk has no room for them.
     """
-    partial = artifacts.partial_of(path)
-    mark = partial / f"inputs{FINISHED}"
-    fingerprint = artifacts.fingerprint(inputs)
-    if partial.exists() and not (mark.is_file() and mark.read_text() == fingerprint):
-        shutil.rmtree(partial)
-    _ensure_room(path, size - _written(partial))
     details: dict[str, Any] = {}
-    try:
-        with artifacts.new_folder(path, resume=True) as folder:
-            for file in list(folder.rglob("*.tmp")):  # what a kill left half-written
-                file.unlink()
-            artifacts.write_text(mark, fingerprint)
-            yield folder, details
-            artifacts.write_manifest(folder, kind, inputs, details)
-            _remove_notes(folder)
-    except NemoRunError:
-        # Bad input: it would fail again. What a kill or a full disk interrupts is kept.
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _remove_notes(folder: Path) -> None:
-    for file in list(folder.rglob(f"*{FINISHED}")):
-        file.unlink()
+    with artifacts.new_folder(path, continues=artifacts.fingerprint(inputs)) as folder:
+        _ensure_room(path, size - _written(folder))
+        for file in list(folder.rglob("*.tmp")):  # what a kill left half-written
+            file.unlink()
+        yield folder, details
+        artifacts.write_manifest(folder, kind, inputs, details)
 
 
 def _ensure_room(path: Path, needed: int) -> None:
-    existing = next(folder for folder in path.absolute().parents if folder.is_dir())
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise CheckpointError(
@@ -91,20 +73,45 @@ def source_files(files: list[Path]) -> dict[str, dict[str, Any]]:
     """Identity of source files by name: the hash of a small file, size and time of a large one.
 
     Large ones are hashed while they are converted, so that a finished conversion is recognized at once.
+
+    Raises:
+        CheckpointError: one of them is a link that leads out of its folder.
     """
-    return {file.name: _identity(file) for file in files if file.is_file()}
+    return {file.name: _identity(file) for file in files if file_in(file.parent, file.name).is_file()}
 
 
 def _identity(file: Path) -> dict[str, Any]:
     status = file.stat()
-    if status.st_size < 2**25:
+    if status.st_size < artifacts.SMALL:
         return {"sha256": artifacts.hash_file(file)}
     return {"bytes": status.st_size, "modified": status.st_mtime_ns}
 
 
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a tokenizer; the settings that transformers 5 wrote come in the fields that transformers 4 reads too.
+
+    Raises:
+        CheckpointError: a file is damaged, or a link that leads out of its folder.
+    """
+    copy_files(TOKENIZER_FILES, source, target)
+    if not (target / TOKENIZER_SETTINGS).is_file():
+        return
+    try:
+        raw = read_json(target, TOKENIZER_SETTINGS)
+    except ValueError as error:
+        raise CheckpointError(f"{source / TOKENIZER_SETTINGS} is damaged ({error}): fetch it again.") from None
+    if (settings := old_settings(raw)) != raw:
+        for name, content in ((TOKENIZER_SETTINGS, settings), (SPECIAL_TOKENS, special_tokens(settings))):
+            (target / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def copy_files(names: tuple[str, ...], source: Path, target: Path) -> None:
-    """Copy those of the named files that exist."""
+    """Copy those of the named files that exist.
+
+    Raises:
+        CheckpointError: one of them is a link that leads out of its folder.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+        if (file := file_in(source, name)).is_file():
+            shutil.copyfile(file, target / name)

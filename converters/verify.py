@@ -1,4 +1,4 @@
-"""Compare two checkpoints tensor by tensor: Hugging Face (MXFP4 or plain), OpenAI's or NeMo, in any combination."""
+"""Compare two checkpoints tensor by tensor: Hugging Face's, OpenAI's, NeMo's or Megatron-Bridge's, any with any."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.errors import CheckpointError
 from common.progress import Done, Progress, quiet
 from converters.hf_reader import HfReader
 from converters.mapping import Entry, Place, layers_of, places
-from converters.nemo_folder import config_of, is_nemo
+from converters.nemo_folder import config_of, is_megatron
 from converters.nemo_reader import NemoReader
 from converters.storage.pool import run_all
 
@@ -47,14 +47,14 @@ class _Side:
     """One checkpoint, seen as Megatron tensors."""
 
     def __init__(self, path: Path) -> None:
-        self.reader = NemoReader(path) if is_nemo(path) else HfReader(path)
+        self.reader = NemoReader(path) if is_megatron(path) else HfReader(path)
         if isinstance(self.reader, HfReader):
             self.config = self.reader.config
         else:
             self.config = config_of(path, "verify the import or the export instead")
 
     def dtype(self, entry: Entry, layer: int) -> torch.dtype:
-        return self.reader.dtype(entry, layer) if isinstance(self.reader, HfReader) else self.reader.dtype(entry)
+        return self.reader.dtype(entry, layer)
 
     def read(self, entry: Entry, place: Place) -> torch.Tensor:
         return self.reader.read(entry, place)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 import unicodedata
 from collections import Counter
@@ -10,20 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from common.errors import ConfigurationError
+from data_prep.markup import html_text
+from data_prep.written_breaks import without_written_breaks
 
-# Tags that mark up text; names that are placeholders in tickets (<name>, <title>, <address>) are not among them.
-_TAGS = (
-    "a|abbr|b|big|blockquote|body|br|center|code|col|colgroup|dd|div|dl|dt|em|font|footer|form|h[1-6]|head|header|hr|html|"
-    "i|img|li|meta|nav|ol|p|pre|s|script|section|small|span|strike|strong|style|sub|sup|table|tbody|td|tfoot|th|thead|tr|"
-    "tt|u|ul"
-)
-_HIDDEN = re.compile(r"<(style|script)\b[^>]*>.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
-_COMMENT = re.compile(r"<!--.*?-->|<!doctype[^>]*>", re.IGNORECASE | re.DOTALL)
-_BREAK = re.compile(r"<(?:br|hr)\s*/?>|</?(?:p|div|li|tr|h[1-6]|blockquote)\b[^>]*>", re.IGNORECASE)
-_TAG = re.compile(rf"</?(?:{_TAGS})\b(?:\s[^<>]*)?/?>", re.IGNORECASE)
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]{1,31});", re.IGNORECASE)
-# A Windows path keeps its backslashes; everything else that reads \n is a line break that an export wrote out.
-_WRITTEN_BREAK = re.compile(r"(\b[A-Za-z]:\\[\w.\\-]+|\\\\\w[\w.\\-]+)|\\r\\n|\\[rn]|(\\t)")
 # Cc but tab and line feed; zero-width space, marks of direction, word joiner, byte order mark, soft hyphen;
 # surrogates and noncharacters. Joiners (U+200C, U+200D) stay: scripts and emoji need them.
 _CONTROL = re.compile(
@@ -32,19 +20,9 @@ _CONTROL = re.compile(
 )
 _BLANKS = re.compile(r"[^\S\n ][^\S\n]*| [^\S\n]+")  # but not the single blank, which is most of them
 _EMPTY_LINES = re.compile(r"\n{3,}")
-
-
-def _html(text: str) -> str:
-    if "<" in text:
-        text = _COMMENT.sub(" ", _HIDDEN.sub(" ", text))
-        text = _TAG.sub("", _BREAK.sub("\n", text))
-    return _ENTITY.sub(lambda match: html.unescape(match[0]), text) if "&" in text else text
-
-
-def _written_breaks(text: str) -> str:
-    if "\\" not in text:
-        return text
-    return _WRITTEN_BREAK.sub(lambda match: match[1] or (" " if match[2] else "\n"), text)
+MOST_MARKS = 30  # on one letter: Unicode's stream-safe text format (UAX 15) has no more
+_COMBINING = frozenset(mark for mark in map(chr, range(0x300, 0x20000)) if unicodedata.combining(mark))
+_MARKS = re.compile(f"([{''.join(sorted(_COMBINING))}]{{{MOST_MARKS + 1},}})")
 
 
 def _control(text: str) -> str:
@@ -58,11 +36,23 @@ def _whitespace(text: str) -> str:
     return (_EMPTY_LINES.sub("\n\n", text) if "\n\n\n" in text else text).strip()
 
 
+def _nfc(text: str) -> str:
+    if text.isascii():
+        return text
+    if _COMBINING.isdisjoint(text):
+        return unicodedata.normalize("NFC", text)
+    # Python sorts the marks of one letter by insertion: of thousands in a row each stays where it is
+    parts = _MARKS.split(text)
+    parts[::2] = [unicodedata.normalize("NFC", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+WRITTEN_BREAKS = "written-breaks"
 RULES: dict[str, Callable[[str], str]] = {
-    "html": _html,
-    "written-breaks": _written_breaks,
+    "html": html_text,
+    WRITTEN_BREAKS: without_written_breaks,
     "control-characters": _control,
-    "nfc": lambda text: unicodedata.normalize("NFC", text),
+    "nfc": _nfc,
     "whitespace": _whitespace,
 }
 # Rules on a whole row, which data_prep.intake applies: they can be skipped by these names as well.
@@ -70,7 +60,7 @@ LABEL_SPELLING, LANGUAGE_CODES, EMPTY_ROWS = "label-spelling", "language-codes",
 CHAT_RULES = ("control-characters", "nfc")  # code and markup in a conversation are meant
 DESCRIPTIONS = {
     "html": "HTML tags and entities",
-    "written-breaks": "literal \\n as a line break",
+    WRITTEN_BREAKS: "literal \\n as a line break",
     "control-characters": "control and invisible characters",
     "nfc": "Unicode NFC",
     "whitespace": "runs of blanks and empty lines",

@@ -8,13 +8,41 @@ from dataclasses import dataclass
 from common.errors import DataError
 from data_prep.options import PrepareOptions
 
-# The Kaggle files' names first; then those of Zendesk, Jira and OTOBO exports, and plain English and German ones.
-LABELS = ("queue", "queue name", "warteschlange", "group", "assignee group", "component", "component/s", "components")
-SUBJECTS = ("subject", "ticket subject", "title", "summary", "betreff", "titel", "issue summary")
+# The Kaggle files' names first; then those of Zendesk, Freshdesk, Jira, ServiceNow, Salesforce and OTOBO exports, and
+# plain English and German ones.
+LABELS = (
+    "queue",
+    "queue name",
+    "warteschlange",
+    "group",
+    "group name",
+    "assignee group",
+    "assigned group",
+    "assignment group",
+    "assignment group name",
+    "component",
+    "component/s",
+    "components",
+)
+SUBJECTS = (
+    "subject",
+    "ticket subject",
+    "title",
+    "summary",
+    "betreff",
+    "titel",
+    "issue summary",
+    "short description",
+    "ticket title",
+    "case subject",
+)
 BODIES = (
     "body",
+    "description text",
     "description",
     "ticket description",
+    "issue description",
+    "case description",
     "text",
     "message",
     "content",
@@ -23,7 +51,18 @@ BODIES = (
     "inhalt",
 )
 LANGUAGES = ("language", "lang", "locale", "sprache", "reasoning_language", "requester language")
-IDS = ("id", "ticket id", "ticketnumber", "ticket number", "ticket#", "issue key", "key", "ticketnummer")
+IDS = (
+    "id",
+    "ticket id",
+    "issue key",
+    "number",
+    "case number",
+    "ticketnumber",
+    "ticket number",
+    "ticket#",
+    "key",
+    "ticketnummer",
+)
 MESSAGES = "messages"
 
 
@@ -90,12 +129,12 @@ def _find(
     by_name: dict[str, str], source: str, names: Sequence[str], chosen: str | None, usual: Sequence[str], what: str
 ) -> str | None:
     if chosen is None:
-        return next((by_name[_spelling(name)] for name in usual if _spelling(name) in by_name), None)
-    if _spelling(chosen) not in by_name:
+        return next((by_name[spelling(name)] for name in usual if spelling(name) in by_name), None)
+    if spelling(chosen) not in by_name:
         raise DataError(
             f"{source} has no column {chosen!r} for the {what}: it has {_listed(names)}; name one with --{what}."
         )
-    return by_name[_spelling(chosen)]
+    return by_name[spelling(chosen)]
 
 
 def _ensure_text(subject: str | None, body: str | None, source: str, names: Sequence[str]) -> None:
@@ -104,13 +143,17 @@ def _ensure_text(subject: str | None, body: str | None, source: str, names: Sequ
 
 
 def _by_spelling(names: Sequence[str]) -> dict[str, str]:
+    """The names by their spellings; a field inside of another (`fields.summary`) also by its own, after plain ones."""
     by_name: dict[str, str] = {}
     for name in names:
-        by_name.setdefault(_spelling(name), name)
+        by_name.setdefault(spelling(name), name)
+    for name in sorted((name for name in names if "." in name), key=lambda name: name.count(".")):
+        by_name.setdefault(spelling(name.rpartition(".")[2]), name)
     return by_name
 
 
-def _spelling(name: str) -> str:
+def spelling(name: str) -> str:
+    """A column's name as it is compared: without case, `_` and more than single blanks."""
     return " ".join(name.casefold().replace("_", " ").split())
 
 

@@ -6,12 +6,12 @@ place in the file, and the codes of label and language.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
-import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,18 @@ import numpy as np
 
 from common.errors import DataError
 from common.progress import Progress, quiet, reported
-from data_prep.cleaning import EMPTY_ROWS, LABEL_SPELLING, LANGUAGE_CODES, Cleaner, cleaned_name
+from data_prep.accounting import Records, account, remarks_on
+from data_prep.cleaning import EMPTY_ROWS, LABEL_SPELLING, LANGUAGE_CODES, WRITTEN_BREAKS, Cleaner, cleaned_name
 from data_prep.columns import Columns, find_columns
+from data_prep.label_codes import LabelCodes, language_code, one_spelling
+from data_prep.normalizing import normalized
 from data_prep.options import PrepareOptions
 from data_prep.sources import Damaged, Row, Source
+from data_prep.written_breaks import are_written
 
 KEPT_EXAMPLES, EXAMPLE_LENGTH = 6, 600
 KEPT_DAMAGES = 1000
-_NOT_WORDS = re.compile(r"[\W_]+")
+LONGEST_LABEL_LIST = 10_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class Intake:
         keys: uint64 (N,), equal for tickets with the same words.
         contents: uint64 (N,), hash of everything that the spool keeps of a ticket; orders equal keys.
         labels, languages: int32 (N,), index into `label_names`, `language_names`.
+        remarks: sentences on how the sources were understood, and what is odd about them.
+        accounts: source → what another reader makes of it (data_prep.accounting).
+        meant_backslashes: sources with real line breaks, where a written one is text.
+        several_labels: rows with more than one label, of which the first was taken.
     """
 
     spool: Spool
@@ -55,6 +63,10 @@ class Intake:
     rows: int = 0
     recoded: int = 0
     columns: dict[str, Columns] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    accounts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    meant_backslashes: list[str] = field(default_factory=list)
+    several_labels: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     damaged: list[str] = field(default_factory=list)
     without_subject: int = 0
@@ -94,11 +106,6 @@ class Spool:
         self._file.close()
 
 
-def normalized(text: str) -> str:
-    """The words of a text without case and punctuation, which copies of a ticket have in common."""
-    return _NOT_WORDS.sub(" ", text.casefold()).strip() or text
-
-
 def hash64(data: bytes) -> int:
     """The first 8 bytes of BLAKE2b as a number."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
@@ -111,30 +118,31 @@ def take_in(sources: Iterable[Source], spool: Spool, options: PrepareOptions, pr
         DataError: a source lacks a column or has no row; with `strict`, a row is damaged.
     """
     intake = Intake(spool, Cleaner(options.skip))
-    label_codes = _Codes(_same if LABEL_SPELLING in options.skip else _spelling)
-    language_codes = _Codes(_same if LANGUAGE_CODES in options.skip else _language)
+    label_codes = LabelCodes(str if LABEL_SPELLING in options.skip else one_spelling)
+    language_codes = LabelCodes(str if LANGUAGE_CODES in options.skip else language_code, by_key=True)
     keys, contents, labels, languages = array("Q"), array("Q"), array("i"), array("i")
     for source in sources:
         columns = find_columns(source.columns, source.name, options)
         intake.columns[source.name] = columns
+        intake.remarks += source.remarks
         before = intake.rows
+        _set_written_breaks(source, columns, intake, options)
         rows = _readable(source, columns, intake, options.strict)
-        for row in reported(rows, f"reading {Path(source.name).name}", None, progress):
-            if columns.messages:
-                taken = _chat(row, columns, intake)
-            else:
-                taken = _ticket(row, columns, intake, keep_empty=EMPTY_ROWS in options.skip)
+        for line, row in reported(rows, f"reading {Path(source.name).name}", None, progress):
+            place = f"{source.name}, line {line}"
+            taken = _chat(row, columns, intake) if columns.messages else _ticket(row, columns, intake, options, place)
             if taken is None:
                 continue
             ticket, key, label, language = taken
             keys.append(key)
             contents.append(hash64(spool.append(ticket)))
-            labels.append(label_codes.of(label))
+            labels.append(label_codes.of(label, place))
             languages.append(language_codes.of(language))
         intake.recoded += source.recoded
         if intake.rows == before:
             raise DataError(f"{source.name} holds no tickets, only a heading: export it again.")
     intake.keys, intake.contents = np.array(keys, np.uint64), np.array(contents, np.uint64)
+    intake.remarks += label_codes.remarks(np.array(labels, np.int32))
     intake.label_names, intake.labels, relabelled = label_codes.resolved(np.array(labels, np.int32))
     intake.language_names, intake.languages, respelt = language_codes.resolved(np.array(languages, np.int32))
     for rule, count in ((LABEL_SPELLING, relabelled), (LANGUAGE_CODES, respelt)):
@@ -143,18 +151,38 @@ def take_in(sources: Iterable[Source], spool: Spool, options: PrepareOptions, pr
     return intake
 
 
-def _readable(source: Source, columns: Columns, intake: Intake, strict: bool) -> Iterator[dict[str, str]]:
-    names = columns.names
+def _set_written_breaks(source: Source, columns: Columns, intake: Intake, options: PrepareOptions) -> None:
+    """Leave the rule out for a source whose texts have real line breaks."""
+    texts = [name for name in (columns.subject, columns.body) if name]
+    skip = list(options.skip)
+    if texts and WRITTEN_BREAKS not in skip:
+        values = (value for row in source.rows(texts) if isinstance(row, Row) for value in row.values)
+        if not are_written(values):
+            skip.append(WRITTEN_BREAKS)
+            intake.meant_backslashes.append(source.name)
+    intake.cleaner = Cleaner(skip, intake.cleaner.changed)
+
+
+def _readable(source: Source, columns: Columns, intake: Intake, strict: bool) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows with their lines; the damaged ones are counted, and at the end all are compared with another reader's."""
+    names, records, damaged = columns.names, Records(), 0
     for row in source.rows(names):
         intake.rows += 1
         if isinstance(row, Row):
-            yield dict(zip(names, row.values, strict=True))
+            records.add(row.line, row.values)
+            yield row.line, dict(zip(names, row.values, strict=True))
             continue
+        damaged += 1
         lines = f"line {row.line}" if row.last <= row.line else f"lines {row.line} to {row.last}"
         place = f"{source.name}, {lines}: {row.reason}"
         if strict:
             raise DataError(f"{place}; mend it, or leave out --strict to drop damaged rows.")
         _drop_damaged(row, place, intake)
+    intake.accounts[source.name] = account(source, names, records, damaged)
+    remarks = remarks_on(source.name, intake.accounts[source.name])
+    if remarks and strict:
+        raise DataError(f"{remarks[0]} Leave out --strict to take them.")
+    intake.remarks += remarks
 
 
 def _drop_damaged(row: Damaged, place: str, intake: Intake) -> None:
@@ -164,12 +192,12 @@ def _drop_damaged(row: Damaged, place: str, intake: Intake) -> None:
 
 
 def _ticket(
-    row: dict[str, str], columns: Columns, intake: Intake, *, keep_empty: bool
+    row: dict[str, str], columns: Columns, intake: Intake, options: PrepareOptions, place: str
 ) -> tuple[Ticket, int, str, str] | None:
     raw_subject, raw_body = (row[name] if name else "" for name in (columns.subject, columns.body))
     subject, body = intake.cleaner.clean(raw_subject, raw_body)
-    label = cleaned_name(row[columns.label]) if columns.label else ""
-    if not (subject or body or keep_empty) or not label:
+    label = cleaned_name(_label(row, columns, intake, options, place))
+    if not (subject or body or EMPTY_ROWS in options.skip) or not label:
         intake.dropped["without text" if label else "without label"] += 1
         return None
     intake.without_subject += columns.subject is not None and not subject
@@ -182,6 +210,43 @@ def _ticket(
     identity = cleaned_name(row[columns.id]) if columns.id else ""
     language = row[columns.language] if columns.language else ""
     return Ticket(identity or f"{key:016x}", text, [], words), key, label, language
+
+
+def _label(row: dict[str, str], columns: Columns, intake: Intake, options: PrepareOptions, place: str) -> str:
+    """The label of a row; of several the first.
+
+    Raises:
+        DataError: there are several, and `multi_label` does not say what to do.
+    """
+    value = row[columns.label] if columns.label else ""
+    if not value.startswith("["):
+        return value
+    labels = _listed(value)
+    if labels is None:
+        return value
+    if len(labels) > 1:
+        if options.multi_label != "first":
+            shown = ", ".join(labels[:4])
+            raise DataError(
+                f"{place}: the label column {columns.label!r} holds several labels ({shown}): take the first with "
+                "--multi-label first, or name another column with --label."
+            )
+        intake.several_labels += 1
+    return labels[0] if labels else ""
+
+
+def _listed(value: str) -> list[str] | None:
+    """The members of a list that JSON or Python wrote, without empty ones; None where it is a name in brackets."""
+    if len(value) > LONGEST_LABEL_LIST:
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            items = read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(items, list):
+            return [str(item) for item in items if item is not None and str(item).strip()]
+    return None
 
 
 def _chat(row: dict[str, str], columns: Columns, intake: Intake) -> tuple[Ticket, int, str, str] | None:
@@ -225,45 +290,3 @@ def _as_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("a turn's text is no text")
     return value
-
-
-class _Codes:
-    """Numbers for names; names that differ in spelling only become one.
-
-    Of labels that is the spelling seen most; a language's is its code.
-    """
-
-    def __init__(self, spelling: Callable[[str], str]) -> None:
-        self._spelling = spelling
-        self._codes: dict[str, int] = {}
-
-    def of(self, name: str) -> int:
-        return self._codes.setdefault(name, len(self._codes))
-
-    def resolved(self, codes: np.ndarray) -> tuple[list[str], np.ndarray, int]:
-        """Unified names, sorted, each row's index among them, and how many rows' names changed."""
-        counts = np.bincount(codes, minlength=len(self._codes)).tolist()
-        best: dict[str, tuple[int, str]] = {}
-        for name, code in self._codes.items():
-            key = self._spelling(name)
-            best[key] = min(best.get(key, (1, "")), (-counts[code], name))
-        chosen = {key: key if self._spelling is _language else name for key, (_, name) in best.items()}
-        unified = [chosen[self._spelling(name)] for name in self._codes]
-        names = sorted(set(unified))
-        place = {name: index for index, name in enumerate(names)}
-        changed = sum(counts[code] for name, code in self._codes.items() if unified[code] != name)
-        return names, np.array([place[name] for name in unified], np.int32)[codes], changed
-
-
-def _same(name: str) -> str:
-    return name
-
-
-def _spelling(label: str) -> str:
-    """Labels that differ in case, `_`, `-`, `&` or blanks only are one; C++ and C# stay two."""
-    return " ".join(re.sub(r"[_\-]", " ", label.casefold().replace("&", " and ")).split())
-
-
-def _language(language: str) -> str:
-    """The language code behind an export's spelling: `de` for DE, de-DE and de_AT."""
-    return re.split(r"[-_]", cleaned_name(language).casefold(), maxsplit=1)[0].strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -17,10 +18,17 @@ from common.values import one_line
 DATASET = "tobiasbueck/multilingual-customer-support-tickets"
 NAME = DATASET.partition("/")[2]
 DEFAULT_FILE = "aa_dataset-tickets-multi-lang-5-2-50-version.csv"  # the largest: 28,587 tickets
+LICENCE = "CC BY-NC 4.0"
+_FILES = re.compile(r"(aa_)?dataset-tickets-[\w-]+\.csv")
 CREDENTIALS = (
     "set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY, or put kaggle.json into ~/.kaggle "
     "(kaggle.com, Settings, API)"
 )
+
+
+def is_of_dataset(name: str) -> bool:
+    """Whether a file has the name of one of the dataset's, under whose licence it then stands."""
+    return _FILES.fullmatch(name) is not None
 
 
 def cache_folder() -> Path:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.errors import ConfigurationError
+from data_prep.harmony import Rendering
 
 DEFAULT_INSTRUCTION = "Route the ticket. Answer with its {column}, one of: {labels}."
 
@@ -26,6 +27,10 @@ class PrepareOptions:
     id: str | None = None
     file: str | None = None
     """Which file of the Kaggle dataset, or of a folder; None: the largest of Kaggle, all of a folder."""
+    encoding: str | None = None
+    """Of a text file whose bytes do not tell it."""
+    multi_label: Literal["ask", "first"] = "ask"
+    """Of a row with several labels the first is taken, or it is an error."""
     skip: tuple[str, ...] = ()
     """Cleaning rules to leave out, by their names in `data_prep.cleaning`."""
     strict: bool = False
@@ -45,6 +50,8 @@ class PrepareOptions:
     format: Literal["harmony", "completion"] = "harmony"
     instruction: str = DEFAULT_INSTRUCTION
     """`{labels}` stands for the list of labels, `{column}` for the column that they are from."""
+    rendering: Rendering = "server"
+    """`server`: as vLLM's chat API; `template`: as the Hub's chat template, two line breaks after the instruction."""
     tokenizer: str | None = None
     """Folder or Hub id: renders with its chat template and counts tokens; without one, our own harmony template."""
     max_length: int | None = None
@@ -57,6 +64,8 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         for name, choices in (
             ("format", ("harmony", "completion")),
+            ("rendering", ("server", "template")),
+            ("multi_label", ("ask", "first")),
             ("balance", ("none", "cap", "oversample")),
             ("too_long", ("cut", "head", "drop")),
         ):

@@ -12,20 +12,23 @@ from typing import Any
 
 from common import artifacts
 from common.errors import ConfigurationError, DataError
+from common.foreign import file_in
 from common.progress import Progress, quiet
 from data_prep import splitting
+from data_prep.cleaning import WRITTEN_BREAKS
 from data_prep.intake import Intake, Spool, take_in
 from data_prep.options import PrepareOptions
 from data_prep.prepare_report import PrepareReport
 from data_prep.prepare_report_page import write_html
+from data_prep.readers.hub_source import HubSource, is_hub_id, is_saved
 from data_prep.rendering import Renderer
 from data_prep.selection import select
-from data_prep.sources import SUFFIXES, Rows, Source, open_source
+from data_prep.sources import TABLES, Rows, Source, file_of, is_table, open_source, tables_of
 from data_prep.writing import write_all_packed, write_rows
 
 DEFAULTS = PrepareOptions()
 KIND = "prepared-tickets"
-FORMAT = 4  # of the output; raise it when code changes what the same input gives
+FORMAT = 5  # of the output; raise it when code changes what the same input gives
 MOST_LABELS = 1000
 WRITTEN = (*(f"{split}.jsonl" for split in splitting.SPLITS), splitting.SPLITS_FILE, "labels.json", "report.json")
 
@@ -40,7 +43,7 @@ def prepare(
 
     Args:
         source: `sample`, `kaggle`, a CSV, TSV, JSONL or Parquet file, a folder of them, several of these, or a folder
-            that this function wrote, which is copied.
+            that this function wrote, which is copied; or a data set of the Hub (`owner/name`).
         progress: receives the reports of each step.
     Raises:
         DataError: a source is missing, empty, unreadable or lacks a column, or nothing is left to train or test on.
@@ -59,7 +62,7 @@ def prepare(
     with artifacts.new_folder(out) as folder:
         spool_file = folder / "spool"
         with closing(Spool(spool_file)) as spool:
-            intake = take_in(map(_open, paths), spool, options, progress)
+            intake = take_in((_open(path, options) for path in paths), spool, options, progress)
             report = _write(intake, folder, options, progress)
         spool_file.unlink()
         artifacts.write_manifest(folder, KIND, inputs)
@@ -75,38 +78,59 @@ def _paths(source: str, options: PrepareOptions) -> list[str | Path]:
 
         return [fetch(options.file)]
     path = Path(source)
-    if not path.is_dir():
+    if is_hub_id(source) or is_saved(path):
+        return [source]
+    if path.is_dir():
+        files = [
+            table for file in sorted(path.iterdir()) if file.is_file() and is_table(file) for table in tables_of(file)
+        ]
+    else:
+        files = tables_of(path)
+    if files == [path]:
         return [path]
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
     if options.file is not None:
         files = [file for file in files if file.name == options.file]
     if not files:
-        what = options.file or f"file of the kinds {', '.join(SUFFIXES)}"
-        raise DataError(f"the folder {path} holds no {what}: name another.")
+        what = options.file or f"file of the kinds {', '.join(TABLES)}"
+        raise DataError(f"{path} holds no {what}: name another.")
     return list(files)
 
 
-def _open(path: str | Path) -> Source:
+def _open(path: str | Path, options: PrepareOptions) -> Source:
     if path == "sample":
         from data_prep.sample import COLUMNS, sample_tickets
 
         return Rows("sample", sample_tickets(), list(COLUMNS))
-    return open_source(Path(path))
+    if isinstance(path, str):
+        return HubSource(path)
+    return open_source(path, options.encoding)
 
 
 def _inputs(paths: Sequence[str | Path], options: PrepareOptions) -> dict[str, Any]:
     """Everything that decides the output, for its fingerprint."""
     sources = []
     for path in paths:
-        file = Path(path)
-        sources.append({"name": file.name, "sha256": artifacts.hash_file(file)} if file.is_file() else str(path))
+        file = file_of(Path(path))
+        if file.is_dir():
+            sources.append({str(each.relative_to(file)): artifacts.hash_file(each) for each in file.rglob("*.*")})
+        else:
+            sources.append({"name": Path(path).name, "sha256": artifacts.hash_file(file)} if file.is_file() else path)
     frozen = Path(options.frozen) / splitting.SPLITS_FILE if options.frozen else None
-    return {
+    return _tokenizer(options.tokenizer) | {
         "format": FORMAT,
         "sources": sources,
         "options": asdict(options),
         "frozen": artifacts.hash_file(frozen) if frozen and frozen.is_file() else None,
     }
+
+
+def _tokenizer(name: str | None) -> dict[str, Any]:
+    """The files of a local tokenizer, an edit of which changes every prompt."""
+    folder = Path(name) if name else None
+    if folder is None or not folder.is_dir():
+        return {}
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in (".json", ".jinja") and file.is_file()]
+    return {"tokenizer": {file.name: artifacts.hash_or_size(file) for file in files}}
 
 
 def _write(intake: Intake, folder: Path, options: PrepareOptions, progress: Progress) -> PrepareReport:
@@ -127,7 +151,10 @@ def _write(intake: Intake, folder: Path, options: PrepareOptions, progress: Prog
     splitting.write_splits(folder / splitting.SPLITS_FILE, selection.grouped, selection.places)
     labels = [{"label": label, "completion": completion} for label, completion in renderer.completions.items()]
     prompt = None if chat else {**asdict(renderer.prompt), "end": renderer.end}
-    facts = {"column": column, "format": options.format, "skip": options.skip, "prompt": prompt, "labels": labels}
+    # where no source wrote its breaks out, a ticket that is routed keeps its backslashes as well
+    meant = len(intake.meant_backslashes) == len(intake.columns)
+    skip = [*options.skip, *([WRITTEN_BREAKS] if meant else [])]
+    facts = {"column": column, "format": options.format, "skip": skip, "prompt": prompt, "labels": labels}
     _write_json(folder / "labels.json", facts)
     if options.pack is not None:
         report.packing = write_all_packed(folder, renderer.tokenizer, options.pack, progress)
@@ -144,6 +171,9 @@ def _report_of(intake: Intake, options: PrepareOptions) -> PrepareReport:
         cleaned=dict(intake.cleaner.changed),
         recoded_lines=intake.recoded,
         without_subject=intake.without_subject,
+        several_labels=intake.several_labels,
+        remarks=intake.remarks,
+        accounts=intake.accounts,
         damaged=intake.damaged,
         before_and_after=[[before, after] for _, before, after in intake.examples],
     )
@@ -158,7 +188,9 @@ def _copy(source: Path, out: Path) -> PrepareReport:
         raise DataError(f"{source} lacks {missing[0]}: prepare it again.")
     if source.resolve() != out.resolve():
         with artifacts.new_folder(out) as folder:
-            shutil.copytree(source, folder, dirs_exist_ok=True)
+            for name in manifest.files if (manifest := artifacts.read_manifest(source)) else WRITTEN:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file_in(source, name), folder / name)
             artifacts.write_manifest(folder, KIND, {"copied": str(source.resolve())})
     return _stored_report(out)
 
@@ -166,7 +198,7 @@ def _copy(source: Path, out: Path) -> PrepareReport:
 def _stored_report(folder: Path) -> PrepareReport:
     try:
         return PrepareReport(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         raise DataError(f"{folder / 'report.json'} is damaged: prepare the tickets again.") from None
 
 

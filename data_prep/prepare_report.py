@@ -19,6 +19,8 @@ class PrepareReport:
     Attributes:
         table: label → language → split → rows.
         lengths: split → tokens of prompt and answer (percentiles and a histogram), where a tokenizer was given.
+        remarks: sentences on how the sources were understood, and what is odd about them.
+        accounts: source → what a reader that is not ours makes of its records (data_prep.accounting).
         current: the folder was there already, made from the same input.
     """
 
@@ -27,10 +29,13 @@ class PrepareReport:
     dropped: dict[str, int] = field(default_factory=dict)
     repeated: int = 0
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    accounts: dict[str, dict[str, Any]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     cleaned: dict[str, int] = field(default_factory=dict)
     recoded_lines: int = 0
     without_subject: int = 0
+    several_labels: int = 0
     damaged: list[str] = field(default_factory=list)
     duplicates: dict[str, int] = field(default_factory=dict)
     conflicts: list[dict[str, Any]] = field(default_factory=list)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.pages import write_page
 from data_prep.cleaning import DESCRIPTIONS
+from data_prep.kaggle_source import DATASET, LICENCE, is_of_dataset
 from data_prep.prepare_report import PrepareReport
 from data_prep.splitting import SPLITS
 
@@ -25,6 +26,8 @@ def write_html(report: PrepareReport, file: Path) -> None:
         rules={DESCRIPTIONS[name]: count for name, count in report.cleaned.items()},
         skipped=[DESCRIPTIONS[name] for name in report.options["skip"]],
         shown=SHOWN_DAMAGES,
+        licence=LICENCE if any(is_of_dataset(Path(name).name) for name in report.sources) else None,
+        dataset=DATASET,
         most=max(report.labels.values(), default=1) or 1,
     )
 

@@ -133,7 +133,7 @@ def load_routing(folder: Path) -> Routing:
         return Routing(completions, skip=list(stated.get("skip", [])), **prompt)
     except FileNotFoundError:
         raise DataError(f"{folder} holds no labels.json: name a folder that nemo-run prepare wrote.") from None
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{folder}/labels.json is damaged: prepare the tickets again.") from None
 
 
@@ -150,7 +150,7 @@ def _read(file: Path) -> list[Ticket]:
         try:
             row = json.loads(line)
             fields = [str(row[name]) for name in ("id", "input", "output", "label", "language", "ticket")]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise DataError(f"{file}, line {number}, is damaged: prepare the tickets again.") from None
         tickets.append(Ticket(*fields))
     return tickets

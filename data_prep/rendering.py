@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from data_prep.intake import Ticket
 from data_prep.options import PrepareOptions
 
 GAP = " […] "
+_PLACEHOLDER = re.compile(r"<[A-Za-z]\w*>")  # as anonymized tickets have them: <name>, <tel_num>
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,19 @@ class Renderer:
     Attributes:
         prompt: what stands around a ticket.
         completions: each label's answer, up to and with `end`.
+    Raises:
+        DataError: a label is a placeholder or a control token, or the tokenizer cannot be used.
     """
 
     def __init__(self, options: PrepareOptions, column: str | None, labels: Sequence[str]) -> None:
         self.tokenizer: Any = harmony.load_tokenizer(options.tokenizer) if options.tokenizer else None
         self._options = options
         self._limit = min(filter(None, (options.max_length, options.pack)), default=None)
-        self._render = harmony.renderer(self.tokenizer) if options.format == "harmony" else None
+        self._render = harmony.renderer(self.tokenizer, options.rendering) if options.format == "harmony" else None
         # of other tokenizers; gpt-oss's own are covered by escape_control_tokens
         self._special = [token for token in self._special_tokens() if len(token) > 1 and not token.startswith("<|")]
+        for label in labels:
+            self._ensure_plain(label)
         names = [self._escaped(label) for label in labels]
         instruction = fill_instruction(options.instruction.strip(), self._escaped(column or "label"), names)
         if self._render is not None:
@@ -100,6 +106,21 @@ class Renderer:
         raise DataError(
             f"{limit} tokens do not hold the instruction and the label alone: raise max_length, or list no labels."
         )
+
+    def _ensure_plain(self, label: str) -> None:
+        """Refuse a label that something takes for what it is not: as an answer it would not come back as it is.
+
+        Raises:
+            DataError: it is a placeholder, or a control token.
+        """
+        name = label.strip()
+        if name in {*harmony.SPECIAL_TOKENS, *self._special_tokens()}:
+            kind = "a control token of the tokenizer"
+        elif name in ("{labels}", "{column}", harmony.TICKET_MARK) or _PLACEHOLDER.fullmatch(name):
+            kind = "a placeholder"
+        else:
+            return
+        raise DataError(f"the label {label!r} is {kind}: rename it in the source.")
 
     def _escaped(self, text: str) -> str:
         text = harmony.escape_control_tokens(text)

@@ -76,8 +76,10 @@ def _embed(folder: Path, texts: Sequence[str], batch_size: int = 32) -> np.ndarr
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model: Any = AutoModel.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, trust_remote_code=False
+        ).eval()
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{folder} holds no sentence model that transformers can load ({one_line(error)})."

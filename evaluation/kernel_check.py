@@ -86,7 +86,9 @@ def _right(job: KernelJob, folder: Path, settings: dict[str, Any]) -> tuple[floa
     model = inference.build_model(config, seq_length=256, dtype=DTYPES[job.precision], **settings)
     ensure_safe(nemo / WEIGHTS)
     inference.load_weights(model, nemo)
-    reference = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager")
+    reference = AutoModelForCausalLM.from_pretrained(
+        hf, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+    )
     tokens = torch.randint(3, config.vocab_size, (2, 200), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = reference(tokens).logits

@@ -20,6 +20,7 @@ from megatron.core import parallel_state
 from megatron.core.transformer.moe.router import TopKRouter
 
 from common.console import rank, say
+from common.hf_tokenizer import open_tokenizer
 from converters.lora import peft_settings
 from converters.nemo_folder import WEIGHTS
 from converters.nemo_reader import NemoReader
@@ -52,7 +53,8 @@ def load(parts: Parts, *, seq_length: int, precision: Precision) -> torch.nn.Mod
     for checkpoint in filter(None, (parts.weights, parts.adapter)):
         ensure_safe(checkpoint / WEIGHTS)  # Megatron's loader runs what a checkpoint names
     packed = NemoReader(parts.weights).packed
-    model = inference.build_model(parts.config, seq_length=seq_length, dtype=DTYPES[precision], packed_experts=packed)
+    settings = {"packed_experts": packed, "filled_by_checkpoint": True}
+    model = inference.build_model(parts.config, seq_length=seq_length, dtype=DTYPES[precision], **settings)
     inference.load_weights(model, parts.weights)
     if parts.adapter:
         inference.load_adapter(model, _lora(parts.adapter), parts.adapter)
@@ -61,9 +63,7 @@ def load(parts: Parts, *, seq_length: int, precision: Precision) -> torch.nn.Mod
 
 def tokenizer_of(parts: Parts) -> Any:
     """The tokenizer that a model was trained with."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(parts.tokenizer)
+    return open_tokenizer(str(parts.tokenizer))
 
 
 def score_split(job: ScoreJob, out: Path) -> None:

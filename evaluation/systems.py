@@ -20,6 +20,7 @@ from evaluation.trainings import contributions, histories_of
 from modeling.layouts import Layout, violations
 from pipeline.checkpoints import base_of, exported_parts, parts_of
 from pipeline.run_folder import RECIPE_FILE, RunFolder, is_run, run_above
+from serving.endpoint import AT_ONCE, Endpoint, RefusedError
 
 SEQ_LENGTH = 4096
 
@@ -77,20 +78,25 @@ def by_transformers(folder: Path, prepared: Prepared, split: str, batch_size: in
     return {folder.name: Predictions.of_model(prepared.labels, scores)}
 
 
-def by_endpoint(url: str, folder: Path, prepared: Prepared, split: str) -> tuple[dict[str, Predictions], list[str]]:
+def by_endpoint(
+    url: str,
+    folder: Path,
+    prepared: Prepared,
+    split: str,
+    model: str | None = None,
+    concurrency: int = AT_ONCE,
+) -> tuple[dict[str, Predictions], list[str]]:
     """The model of a server; `folder` has its tokenizer. Returns the predictions and what the server cannot give.
 
     Raises:
         LaunchError: the server cannot be reached, or does not constrain its answers. CheckpointError: no tokenizer.
     """
-    from evaluation.served_model import decode_by
+    from evaluation.served_model import choose_by, decode_by
     from evaluation.transformers_model import load_tokenizer
-    from serving.endpoint import Endpoint, RefusedError, at_once
 
-    endpoint = Endpoint(url)
     tokenizer = load_tokenizer(_tokenizer_folder(folder))
     prompts = [ticket.input for ticket in prepared.split(split)]
-    with bars() as progress:
+    with bars() as progress, Endpoint(url, model=model, concurrency=concurrency) as endpoint:
         try:
             scores = decode_by(endpoint, tokenizer, prompts, list(prepared.completions.values()), progress)
             return {endpoint.model: Predictions.of_model(prepared.labels, scores)}, []
@@ -98,13 +104,11 @@ def by_endpoint(url: str, folder: Path, prepared: Prepared, split: str) -> tuple
             note = f"{refused} Answers are the server's structured output: no confidence, no calibration."
         answers = prepared.routing.answers
         most = max(len(tokenizer.encode(answer, add_special_tokens=False)) for answer in prepared.completions.values())
-
-        def ask(prompt: str) -> tuple[int, bool]:
-            label = answers[endpoint.choose(prompt, list(answers)).label]
-            return prepared.labels.index(label), endpoint.free_answer(prompt, most) in answers
-
-        answered = np.array(list(at_once(ask, prompts, progress)))
-    return {endpoint.model: Predictions(prepared.labels, answered[:, 0], valid=answered[:, 1].astype(bool))}, [note]
+        chosen, free = choose_by(endpoint, prompts, list(answers), most, progress)
+        name = endpoint.model
+    best = np.array([prepared.labels.index(answers[answer]) for answer in chosen])
+    valid = np.array([answer in answers for answer in free])
+    return {name: Predictions(prepared.labels, best, valid=valid)}, [note]
 
 
 def about(model: Path, data: Path, endpoint: str | None, notes: list[str]) -> About:

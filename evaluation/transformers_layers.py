@@ -48,7 +48,7 @@ class _Layers:
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         from transformers import AutoConfig
 
-        self.config: Any = AutoConfig.from_pretrained(folder)
+        self.config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         self.config._attn_implementation = "eager"  # as from_pretrained would set it; no other one on a CPU has sinks
         files = [stack.enter_context(safe_open(file, "pt")) for file in _files(folder)]
         self.file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118  # no iterator

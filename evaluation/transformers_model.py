@@ -9,8 +9,10 @@ import torch
 from safetensors import SafetensorError
 
 from common.errors import CheckpointError
+from common.hf_tokenizer import open_tokenizer
 from common.values import one_line
 from evaluation.scoring import LogitsFunction
+from modeling.hf_config import old_fields
 
 
 def load(folder: Path) -> tuple[LogitsFunction, Any]:
@@ -39,11 +41,9 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    from transformers import AutoTokenizer
-
     _ensure(folder, "tokenizer.json")
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return open_tokenizer(str(folder))
     except Exception as error:  # tokenizers 0.22 raises a bare Exception for a damaged tokenizer.json
         raise CheckpointError(
             f"{folder}/tokenizer.json cannot be read ({one_line(error)}): export it again."
@@ -60,7 +60,13 @@ def _model(folder: Path) -> Any:
 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+            folder,
+            config=_config(folder),
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"transformers cannot load {folder} ({one_line(error)}): export it again.") from error
@@ -72,3 +78,13 @@ def _model(folder: Path) -> Any:
             f"for its config.json, such as {strays[0]}: export it again."
         )
     return model.float().eval()  # transformers 4.57 leaves the experts of an MXFP4 folder in bf16, whatever dtype says
+
+
+def _config(folder: Path) -> Any:
+    """The configuration of a folder, in whose file transformers 4 would not see the RoPE that transformers 5 wrote."""
+    import transformers
+
+    if transformers.__version__.startswith("4."):
+        raw, _ = transformers.PretrainedConfig.get_config_dict(folder)
+        return transformers.AutoConfig.for_model(**old_fields(raw))
+    return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)

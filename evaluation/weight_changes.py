@@ -16,7 +16,7 @@ from common.progress import Done, Progress, quiet
 from converters.lora import Adapter
 from converters.mapping import TABLE, Entry, Place, places
 from converters.nemo_reader import NemoReader
-from converters.storage.nemo_weights import WeightsReader
+from converters.storage.weights_reader import WeightsReader
 from modeling.hf_config import GptOssConfig
 
 

@@ -9,8 +9,9 @@ import warnings
 
 import typer
 
+from common.disk import problem_of
 from common.errors import NemoRunError
-from launch.commands import convert, doctor, evaluate, inspect, launch_recipe, monitor, plan, prepare, route
+from launch.commands import convert, doctor, evaluate, inspect, launch_recipe, monitor, plan, prepare, route, serve
 
 app = typer.Typer(
     name="nemo-run",
@@ -30,11 +31,15 @@ app.command("plan")(plan.plan_layouts)
 app.command("doctor")(doctor.examine)
 app.command("evaluate")(evaluate.evaluate_model)
 app.command("inspect")(inspect.inspect_run)
+app.command("serve")(serve.serve_model)
 app.command("route")(route.route_tickets)
 
 
 def main() -> None:
-    """Run the command line; a `NemoRunError` becomes one sentence on stderr; exit status 0 or 1, or 130 by Ctrl-C."""
+    """Run the command line; exit status 0 or 1, or 130 by Ctrl-C.
+
+    An error of the user's or of a disk becomes one sentence on stderr.
+    """
     # torch, numba and NeMo make a million objects that stay: looking through them took a fifth of every start
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)  # and looking through them at the end 0.7 s of every command
@@ -50,6 +55,12 @@ def main() -> None:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        said = problem_of(error)
+        if debug or said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted: what was finished is kept; the same command goes on from there.", file=sys.stderr)

@@ -44,7 +44,7 @@ def _remedy(plan: TrainingPlan, cluster: Cluster) -> str:
 
 
 def disk_of(recipe: Recipe, todo: Sequence[Stage]) -> int:
-    """Bytes that these stages will write, about: base, checkpoints (best, last and the one being saved), export."""
+    """Bytes that these stages will write, about: base, checkpoints (best, the last two, one being saved), export."""
     plan = plan_of(recipe)
     if recipe.model.toy or plan is None:
         return ROOM
@@ -55,7 +55,7 @@ def disk_of(recipe: Recipe, todo: Sequence[Stage]) -> int:
     if "import" in names:
         total += base_bytes(plan)
     if "finetune" in names:
-        total += ROOM if recipe.peft else 3 * weights * (held + OPTIMIZER_BYTES)
+        total += ROOM if recipe.peft else 4 * weights * (held + OPTIMIZER_BYTES)
     if "export" in names:
         packed, precision = recipe.export.weights == "mxfp4", "fp32" if recipe.export.weights == "fp32" else "bf16"
         total += base_bytes(replace(plan, packed_experts=packed, precision=precision))

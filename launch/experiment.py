@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +25,30 @@ if TYPE_CHECKING:
 
 
 def execute(plan: LaunchPlan) -> None:
-    """Run stages one after the other and wait for them.
+    """Run stages one after the other and wait for them; a training that died is started again, `retries` times.
 
     Raises:
         LaunchError: a stage failed; the stages after it did not run.
     """
-    started = time.time()
     os.environ[LAUNCHER] = str(os.getpid())
     # torchrun and python of this environment, also where it is not activated
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    with store.locked(plan.run.path), assembled(plan) as experiment:
+    left = plan.profile.retries
+    with store.locked(plan.run.path):
+        while failed := _run_once(plan):
+            stage = failed[0]
+            if not left or not stage.trains or failures.is_told(plan.run, stage.name):
+                raise LaunchError(failures.sentence(plan.run, stage.name))
+            left -= 1
+            restarts = plan.profile.retries - left
+            print(f"{stage.name}: died, restart {restarts} of {plan.profile.retries}", flush=True)
+            plan = replace(plan, todo=failed, restarts=restarts)
+
+
+def _run_once(plan: LaunchPlan) -> tuple[Stage, ...]:
+    """Run the stages; returns those that are not done, the failed one first."""
+    started = time.time()
+    with assembled(plan) as experiment:
         try:
             with _stopped_by_interrupt(experiment):
                 experiment.run()
@@ -41,10 +56,11 @@ def execute(plan: LaunchPlan) -> None:
             if not type(error).__module__.startswith(("docker.", "requests.")):  # not imported only to be named
                 raise
             raise LaunchError(f"docker refused a container ({one_line(error)}).") from None
-    for stage in plan.todo:
+    for number, stage in enumerate(plan.todo):
         record = record_of(stage, plan.run)
         if not is_current(stage, plan.run) or record.stat().st_mtime < started - 1:
-            raise LaunchError(failures.sentence(plan.run, stage.name))
+            return plan.todo[number:]
+    return ()
 
 
 @contextmanager

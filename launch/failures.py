@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.disk import is_full
 from pipeline.run_folder import RunFolder
 
 NOISE = ("ChildFailedError", "SignalException")  # torchrun's own: it only passes on that a worker failed
@@ -37,6 +38,11 @@ def read(file: Path) -> str:
         return ""
 
 
+def is_told(run: RunFolder, stage: str) -> bool:
+    """Whether a stage said itself what is wrong: it would fail again."""
+    return any(line.startswith("error: ") for line in read(run.log(stage)).splitlines())
+
+
 def out_of_memory(text: str) -> bool:
     """Whether a log says that the kernel or CUDA ran out of memory."""
     return "oom_kill" in text or "oom-kill" in text or "OutOfMemoryError" in text or "Signal 9 (SIGKILL)" in text
@@ -47,7 +53,9 @@ def sentence(run: RunFolder, stage: str, exit_code: int | None = None) -> str:
     log = run.log(stage)
     text = read(log)
     reason = last_error(text)
-    if reason is None or out_of_memory(text):
+    if reason is None and is_full(run.path):
+        reason = f"failed: no space is left in {run.path}, make room there"
+    elif reason is None or out_of_memory(text):
         # Python tells before it ends; a process that says nothing was killed, mostly by the kernel's memory killer
         reason = MEMORY if reason is None or out_of_memory(text) else reason
         return f"stage {stage} {reason}.\nIts whole log is {log}; the same command goes on from what is finished."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from common.errors import LaunchError
 from launch.executors.profiles import Profile
 from launch.executors.tunnel import tunnel_of
 from pipeline.pending import Selection
@@ -33,12 +35,14 @@ class LaunchPlan:
     Attributes:
         stages: those that were selected, in order.
         todo: those of them whose output is missing or out of date.
+        restarts: how often this launch has started the first of them again.
     """
 
     run: RunFolder
     profile: Profile
     stages: tuple[Stage, ...]
     todo: tuple[Stage, ...]
+    restarts: int = 0
 
     @classmethod
     def of(cls, run: RunFolder, profile: Profile, selection: Selection) -> LaunchPlan:
@@ -84,13 +88,22 @@ class LaunchPlan:
         return [Path(name) for name in named if str(name).startswith("/")]
 
     def mounts(self) -> Iterator[str]:
-        """The profile's mounts, then the runs and every local path that the recipe names, where it stands outside."""
+        """The profile's mounts, then the runs and every local path that the recipe names, where it stands outside.
+
+        Raises:
+            LaunchError: such a path cannot stand in a job script.
+        """
         mounts = list(self.profile.container.mounts)
         yield from mounts
         paths = [(self.run.path.parent, ""), *((path, ":ro") for path in self.local_inputs())]
         if self.run.base.parent != self.run.path:
             paths.append((self.run.base.parent, ""))
         for path, options in paths:
+            if not re.fullmatch(r"[\w./+@%=-]+", str(path)):
+                raise LaunchError(
+                    f"{str(path)!r} is to be mounted into a container, and a shell or a mount would take it apart: "
+                    "rename it, with letters, digits and ./+@%=- only."
+                )
             if not _is_mounted(path, mounts):
                 mounts.append(f"{path}:{path}{options}")
                 yield mounts[-1]

@@ -92,7 +92,7 @@ def _of_slurm(run: RunFolder | None, launch: store.Launch) -> list[Row]:
         job = launch.jobs.get(name)
         state = states.get(job.id) if job else None
         if run and stage and is_current(stage, run) and not (state and state.active):
-            rows.append(Row(name, "done", job.id if job else "", details_of(stage, run).made))
+            rows.append(Row(name, "done", job.id if job else "", details_of(stage, run).summary))
         elif job is None:
             rows.append(Row(name, "not started"))
         elif state is None:
@@ -145,7 +145,7 @@ def _of_local(run: RunFolder, launch: store.Launch | None) -> list[Row]:
     stopped = False
     for stage in stages_of(run.recipe):
         if is_current(stage, run):
-            rows.append(Row(stage.name, "done", note=details_of(stage, run).made))
+            rows.append(Row(stage.name, "done", note=details_of(stage, run).summary))
         elif launch is None or stage.name not in launch.jobs or stopped:
             rows.append(Row(stage.name, "waiting" if running else "not started"))
         else:

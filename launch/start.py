@@ -85,5 +85,5 @@ def summarise(plan: LaunchPlan, seconds: float) -> None:
         table.add_column(heading, justify="right" if heading == "seconds" else "left", overflow="fold")
     for stage in stages_of(run.recipe):
         details = details_of(stage, run)
-        table.add_row(stage.name, f"{details.seconds:.1f}", details.made, os.path.relpath(stage.output(run)))
+        table.add_row(stage.name, f"{details.seconds:.1f}", details.summary, os.path.relpath(stage.output(run)))
     Console(width=max(100, Console().width)).print(table)

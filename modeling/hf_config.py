@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigurationError
+from common.foreign import read_json
 from common.values import one_line
 
 CONFIGS = Path(__file__).parent / "configs"
 MODEL_TYPE = "gpt_oss"
+SWIGLU_ALPHA = 1.702
+"""Of every published gpt-oss; transformers 5 writes it into config.json, Megatron has it in its code."""
 SLIDING, FULL = "sliding_attention", "full_attention"
+# Beyond what any model has, and what a plan or an import goes through in seconds: gpt-oss-120b has 36 layers of 128
+# experts. A foreign config.json of more is refused before anything is made of it.
+MOST_LAYERS, MOST_EXPERTS, MOST_HEADS, MOST_WIDE, MOST_POSITIONS = 1_000, 10_000, 10_000, 2**24, 2**32
+LARGEST_NUMBER = 1e18
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,12 @@ class GptOssConfig:
         """
         file = path / "config.json" if path.is_dir() else path
         try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
+            # a file that the caller names is meant, wherever its links lead
+            raw = (
+                read_json(path, "config.json")
+                if path.is_dir()
+                else read_json(path.resolve().parent, path.resolve().name)
+            )
         except FileNotFoundError:
             raise ConfigurationError(f"{file} is missing: name a folder that holds a gpt-oss checkpoint.") from None
         except (OSError, ValueError) as error:
@@ -76,14 +88,14 @@ class GptOssConfig:
             ConfigurationError: another model type, or a field is missing or impossible.
         """
         if raw.get("model_type") != MODEL_TYPE:
-            kind = raw.get("model_type")
-            raise ConfigurationError(f"{name} has model_type {kind!r}: only {MODEL_TYPE!r} models are supported.")
+            kind = one_line(repr(raw.get("model_type")))
+            raise ConfigurationError(f"{name} has model_type {kind}: only {MODEL_TYPE!r} models are supported.")
         try:
             config = cls._read(raw)
         except KeyError as error:
             raise ConfigurationError(f"{name} has no field {error.args[0]!r}: fetch the model again.") from None
-        except (TypeError, ValueError) as error:
-            raise ConfigurationError(f"{name} holds a field of the wrong kind ({error}).") from None
+        except ValueError as error:
+            raise ConfigurationError(f"{name} cannot be a gpt-oss model: {error}.") from None
         for problem in config._problems():
             raise ConfigurationError(f"{name} cannot be a gpt-oss model: {problem}.")
         return config
@@ -92,49 +104,51 @@ class GptOssConfig:
     def _read(cls, raw: dict[str, Any]) -> GptOssConfig:
         # transformers 5 writes rope_parameters (rope_theta inside); before, rope_scaling with rope_theta beside it.
         rope = raw.get("rope_parameters") or raw["rope_scaling"]
-        layers = int(raw["num_hidden_layers"])
+        if not isinstance(rope, dict):
+            raise ValueError("rope_scaling holds no fields")
+        layers = size_in(raw, "num_hidden_layers", MOST_LAYERS)
         types = raw.get("layer_types") or [(SLIDING, FULL)[i % 2] for i in range(layers)]
+        if not isinstance(types, list):
+            raise ValueError("layer_types is no list")
         return cls(
             num_layers=layers,
-            num_experts=int(raw["num_local_experts"]),
-            hidden_size=int(raw["hidden_size"]),
-            ffn_size=int(raw["intermediate_size"]),
-            vocab_size=int(raw["vocab_size"]),
-            num_heads=int(raw["num_attention_heads"]),
-            num_groups=int(raw["num_key_value_heads"]),
-            head_dim=int(raw["head_dim"]),
-            experts_per_token=int(raw["num_experts_per_tok"]),
-            sliding_window=int(raw["sliding_window"]),
+            num_experts=size_in(raw, "num_local_experts", MOST_EXPERTS),
+            hidden_size=size_in(raw, "hidden_size"),
+            ffn_size=size_in(raw, "intermediate_size"),
+            vocab_size=size_in(raw, "vocab_size"),
+            num_heads=size_in(raw, "num_attention_heads", MOST_HEADS),
+            num_groups=size_in(raw, "num_key_value_heads", MOST_HEADS),
+            head_dim=size_in(raw, "head_dim"),
+            experts_per_token=size_in(raw, "num_experts_per_tok", MOST_EXPERTS),
+            sliding_window=size_in(raw, "sliding_window", MOST_POSITIONS),
             layer_types=tuple(types),
-            rms_norm_eps=float(raw["rms_norm_eps"]),
-            rope_theta=float(rope["rope_theta"] if "rope_theta" in rope else raw["rope_theta"]),
-            yarn_factor=float(rope["factor"]),
-            yarn_original_positions=int(rope["original_max_position_embeddings"]),
-            yarn_beta_fast=float(rope["beta_fast"]),
-            yarn_beta_slow=float(rope["beta_slow"]),
-            yarn_truncate=bool(rope.get("truncate", True)),
-            max_positions=int(raw["max_position_embeddings"]),
-            swiglu_limit=float(raw.get("swiglu_limit", 7.0)),
+            rms_norm_eps=_number(raw, "rms_norm_eps"),
+            rope_theta=_number(rope if "rope_theta" in rope else raw, "rope_theta"),
+            yarn_factor=_number(rope, "factor"),
+            yarn_original_positions=size_in(rope, "original_max_position_embeddings", MOST_POSITIONS),
+            yarn_beta_fast=_number(rope, "beta_fast"),
+            yarn_beta_slow=_number(rope, "beta_slow"),
+            yarn_truncate=rope.get("truncate", True) is not False,
+            max_positions=size_in(raw, "max_position_embeddings", MOST_POSITIONS),
+            swiglu_limit=_number(raw, "swiglu_limit") if "swiglu_limit" in raw else 7.0,
             raw=raw,
         )
 
     def _problems(self) -> list[str]:
-        sizes = (self.num_layers, self.num_experts, self.hidden_size, self.ffn_size, self.vocab_size, self.num_heads)
-        sizes += (self.num_groups, self.head_dim, self.experts_per_token, self.sliding_window)
         problems = []
-        if min(sizes) < 1:
-            problems.append("a size is below 1")
-        elif self.num_heads % self.num_groups:
+        if self.num_heads % self.num_groups:
             problems.append(f"{self.num_heads} heads do not divide into {self.num_groups} groups")
         if self.experts_per_token > self.num_experts:
             problems.append(f"{self.experts_per_token} experts a token of {self.num_experts} experts")
-        if len(self.layer_types) != self.num_layers or set(self.layer_types) - {SLIDING, FULL}:
+        if len(self.layer_types) != self.num_layers or any(kind not in (SLIDING, FULL) for kind in self.layer_types):
             problems.append(f"layer_types must name {SLIDING} or {FULL} for each of {self.num_layers} layers")
         if self.raw.get("tie_word_embeddings"):
             problems.append("tie_word_embeddings is set")
+        if self.raw.get("swiglu_alpha", SWIGLU_ALPHA) != SWIGLU_ALPHA:
+            problems.append(f"swiglu_alpha is {one_line(repr(self.raw['swiglu_alpha']))}, not {SWIGLU_ALPHA}")
         rope = self.raw.get("rope_parameters") or self.raw["rope_scaling"]
         if rope.get("rope_type", "yarn") != "yarn":
-            problems.append(f"rope_type is {rope['rope_type']!r}, not 'yarn'")
+            problems.append(f"rope_type is {one_line(repr(rope['rope_type']))}, not 'yarn'")
         return problems
 
     @cached_property
@@ -146,6 +160,40 @@ class GptOssConfig:
     def attention_size(self) -> int:
         """Width of the attention output: heads·head_dim."""
         return self.num_heads * self.head_dim
+
+
+def size_in(fields: dict[str, Any], name: str, most: int = MOST_WIDE) -> int:
+    """A whole number of a config.json from 1 to `most`.
+
+    Raises:
+        KeyError: there is none. ValueError: it is something else.
+    """
+    value = fields[name]
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{name} is {one_line(repr(value), 40)}, not a whole number from 1 to {most:,}")
+    return value
+
+
+def _number(fields: dict[str, Any], name: str) -> float:
+    """A finite number of a config.json above 0.
+
+    Raises:
+        KeyError: there is none. ValueError: it is something else.
+    """
+    value = fields[name]
+    if type(value) not in (int, float) or not 0 < value < LARGEST_NUMBER:
+        raise ValueError(f"{name} is {one_line(repr(value), 40)}, not a number above 0")
+    return float(value)
+
+
+def old_fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """A config.json in the fields of transformers 4, which 5 reads as well; what is old stays as it is."""
+    if "rope_parameters" not in raw:
+        return raw
+    rope = dict(raw["rope_parameters"])
+    old = {name: value for name, value in raw.items() if name != "rope_parameters"}
+    old |= {"rope_theta": rope.pop("rope_theta", raw.get("rope_theta"))}
+    return old | {"rope_scaling": rope}
 
 
 def megatron_arguments(config: GptOssConfig) -> dict[str, Any]:

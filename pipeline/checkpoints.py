@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import CheckpointError
 from converters.nemo_folder import METADATA, TOKENIZER, WEIGHTS, config_file_of, config_of, is_nemo, trained_on
+from converters.storage.damage import damage_of
 from modeling.hf_config import GptOssConfig
 from pipeline.run_folder import RunFolder, run_above
 
@@ -50,14 +52,47 @@ def last_checkpoint(folder: Path) -> Path:
     return max(finished, key=step_of)
 
 
-def resumed_with(folder: Path) -> list[Path]:
-    """Checkpoints that NeMo may load when a training in `folder` goes on: its last, and what an adapter was put on.
+def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The checkpoint that a training in `folder` goes on from, None where there is none, and the damage of newer ones.
+
+    Raises:
+        CheckpointError: there are some, and all are damaged.
+    """
+    damaged: dict[Path, str] = {}
+    for path in sorted(_finished(folder, "*"), key=lambda path: (step_of(path), path.name), reverse=True):
+        linked = path.with_name(path.resolve().name)  # the last is a link where it is the best
+        if linked in damaged:
+            continue
+        if (damage := damage_of(linked / WEIGHTS)) is None:
+            return path, damaged
+        damaged[linked] = damage
+    if damaged:
+        raise CheckpointError(
+            f"no checkpoint of {folder} is whole ({next(iter(damaged.values()))}): delete the folder to train anew."
+        )
+    return None, {}
+
+
+def set_aside(damaged: Path) -> Path:
+    """Move a damaged checkpoint out of NeMo's sight, without the link to it; returns where it lies now."""
+    for path in damaged.parent.iterdir():
+        if path.is_symlink() and path.resolve() == damaged.resolve():
+            path.unlink()
+    places = damaged.parents[1] / "damaged"
+    places.mkdir(exist_ok=True)
+    taken = {path.name for path in places.iterdir()}
+    names = (damaged.name + (f".{number}" if number else "") for number in range(len(taken) + 1))
+    return damaged.rename(places / next(name for name in names if name not in taken))
+
+
+def loaded_with(checkpoint: Path) -> list[Path]:
+    """Checkpoints that NeMo loads when a training goes on from one: itself, and what an adapter was put on.
 
     Raises:
         CheckpointError: an adapter does not say what it was put on.
     """
-    lasts = _finished(folder, "*last")  # NeMo's own pattern
-    return lasts + [trained_on(path) for path in lasts if (path / WEIGHTS / METADATA).is_file()]
+    on = [trained_on(checkpoint)] if (checkpoint / WEIGHTS / METADATA).is_file() else []
+    return [checkpoint, *on]
 
 
 def best_checkpoint(folder: Path) -> Path:
@@ -82,16 +117,32 @@ def step_of(checkpoint: Path) -> int:
     return int(named[1]) if named else 0
 
 
-def remove_former_lasts(folder: Path) -> None:
-    """Delete checkpoints that were the last before a resumed training's: NeMo keeps what it resumed from."""
+def superseded(folder: Path, step: int, best: Collection[str]) -> list[Path]:
+    """Checkpoints that nobody needs once that of `step` is written.
+
+    The newest before it is still needed: if this one turns out to be damaged, training goes on from there.
+
+    Args:
+        best: names of those with the lowest validation losses, which stay.
+    """
+    former = [path for path in _finished(folder, "*") if 0 < step_of(path) < step]  # 0: a name of somebody's own
+    newest = max(map(step_of, former), default=0)
+    return sorted(path for path in former if step_of(path) < newest and path.name not in best)
+
+
+def keep_best_and_last(folder: Path, best: int = 1) -> None:
+    """Delete the other checkpoints of a training that has ended; a negative `best` keeps all that were validated."""
     last = last_checkpoint(folder)
-    for path in (folder / "checkpoints").glob("*-last"):
-        if path == last:
-            continue
-        if path.is_symlink():
-            path.unlink()
-        else:
+    losses = {path: loss for path in _finished(folder, "*") if (loss := validation_loss(path)) is not None}
+    ranked = sorted(losses, key=lambda path: losses[path])
+    kept = {last, last.with_name(last.resolve().name), *(ranked[:best] if best >= 0 else ranked)}
+    for path in _finished(folder, "*"):
+        if path not in kept and step_of(path) and not path.is_symlink():
             shutil.rmtree(path)
+    for path in (folder / "checkpoints").glob("*-last"):
+        # NeMo 2.7.3 deletes what such a link leads to when a training goes on (nemo_topk_check_previous_run)
+        if path.is_symlink() and path not in kept:
+            path.unlink()
 
 
 def _finished(folder: Path, pattern: str) -> list[Path]:

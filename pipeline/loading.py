@@ -11,7 +11,8 @@ from typing import Any
 
 from common import artifacts
 from common.errors import ConfigurationError
-from pipeline.run_folder import RECIPE_FILE, RunFolder
+from common.values import one_line
+from pipeline.run_folder import RECIPE_FILE, RunFolder, is_run
 from recipes.schema.recipe import Recipe, dump_recipe, recipe_from
 from recipes.schema.trees import tree_of
 
@@ -28,7 +29,12 @@ def make_run(file: Path, overrides: list[str], runs: Path) -> RunFolder:
     tree = configured(file, overrides)
     _resolve_paths(tree)
     recipe = recipe_from(tree, str(file))
-    path = (runs / str(recipe.name)).resolve()
+    if not re.fullmatch(r"(?![.-])[\w.+-]+", recipe.name):
+        raise ConfigurationError(
+            f"name={one_line(ascii(recipe.name), 60)} is no name of one folder inside {runs}: use letters, digits and "
+            "_ . + - only; --runs chooses where it stands."
+        )
+    path = (runs / recipe.name).resolve()
     if not re.fullmatch(r"[\w./+-]+", str(path)):
         raise ConfigurationError(
             f"{path} holds characters that shells or NeMo take apart: choose other --runs or name=."
@@ -37,8 +43,16 @@ def make_run(file: Path, overrides: list[str], runs: Path) -> RunFolder:
 
 
 def write_run(run: RunFolder) -> None:
-    """Write `recipe.yaml` into the run folder, where the stages read it."""
+    """Write `recipe.yaml` into the run folder, where the stages read it.
+
+    Raises:
+        ConfigurationError: the folder holds files and is no run's.
+    """
     run.path.mkdir(parents=True, exist_ok=True)
+    if not is_run(run.path) and (others := [path.name for path in run.path.iterdir() if path.suffix != ".tmp"]):
+        raise ConfigurationError(
+            f"{run.path} holds {min(others)} and no {RECIPE_FILE}: it is no run, choose another name= or --runs."
+        )
     artifacts.write_text(run.path / RECIPE_FILE, dump_recipe(run.recipe))
 
 

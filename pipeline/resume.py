@@ -6,7 +6,7 @@ settings, or of other data, must not silently become the start of this training.
 
 from __future__ import annotations
 
-import shutil
+from itertools import count
 from pathlib import Path
 
 from common import artifacts
@@ -51,10 +51,8 @@ def set_aside_damaged(run: RunFolder, stage: Stage) -> Path | None:
         return None
     if finished.fingerprint != fingerprint_of(stage, run):
         return None
-    aside = output.with_name(output.name + ".damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    output.rename(aside)
-    return aside
+    names = (output.name + ".damaged" + (f".{number}" if number > 1 else "") for number in count(1))
+    return output.rename(next(path for path in map(output.with_name, names) if not path.exists()))
 
 
 def begun_note(run: RunFolder, stage: Stage) -> Path:

@@ -7,9 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from common import artifacts
 from recipes.schema.recipe import Recipe, load_recipe, tree_of_recipe
 
 RECIPE_FILE = "recipe.yaml"
+RESTARTS = "NEMO_RUN_RESTARTS"
+"""Variable that says how often this launch has started the stage again."""
 LAUNCHER = "NEMO_RUN_LAUNCHER_PID"
 """Variable that names the process which waits for a local stage: the stage ends with it."""
 
@@ -39,6 +42,18 @@ class RunFolder:
     def hf(self) -> str | Path:
         """The base in Hugging Face form: the toy's folder, or what the recipe names."""
         return self.path / self.recipe.model.hf if self.recipe.model.toy else self.recipe.model.hf
+
+    @property
+    def model_files(self) -> dict[str, Any]:
+        """Identity of a local model's files, for fingerprints: hashes of the small ones, sizes of the others.
+
+        Empty where the model is named by a Hub id, or made by a stage.
+        """
+        folder = Path(self.recipe.model.hf)
+        if self.recipe.model.toy or not folder.is_dir():
+            return {}
+        read = [file for file in folder.iterdir() if file.suffix in (".json", ".jinja", ".safetensors")]
+        return {"files": {file.name: artifacts.hash_or_size(file) for file in sorted(read) if file.is_file()}}
 
     @property
     def base(self) -> Path:

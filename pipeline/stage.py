@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ class Details:
         checkpoint: that a training chose.
         macro_f1: of each system that was evaluated.
         largest_logit_difference: of the export in transformers to the model in training.
+        restarts: how often the launch that finished it had to start it again.
     """
 
     made: str = "done"
@@ -41,6 +41,12 @@ class Details:
     checkpoint: str | None = None
     macro_f1: dict[str, float] | None = None
     largest_logit_difference: float | None = None
+    restarts: int = 0
+
+    @property
+    def summary(self) -> str:
+        """What was made, and the restarts that it took."""
+        return self.made + (f"; restarted {self.restarts}×" if self.restarts else "")
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,13 @@ def _training(run: RunFolder) -> dict[str, Any]:
     return {"seed": run.recipe.seed, "model": run.tree["model"], "data": batches}
 
 
+def _tokenizer(run: RunFolder) -> dict[str, Any]:
+    """The files of a local model's tokenizer, which the prompts are made with."""
+    files = run.model_files.get("files", {})
+    files = {name: hash for name, hash in files.items() if name.endswith(".jinja") or "token" in name}
+    return {"tokenizer": files} if files else {}
+
+
 def _named(model: Model) -> dict[str, Any]:
     """What the recipe says of the base's experts, if it says anything: a base that is there already serves "auto"."""
     return {} if model.experts == "auto" else {"experts": model.experts}
@@ -85,19 +98,22 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "prepare",
         output=lambda run: run.data,
-        settings=lambda run: {
-            "data": _source(run.recipe.data.source),
-            "prepare": run.tree["data"].get("prepare"),
-            "seq_length": run.recipe.data.seq_length,
-            "packed": run.recipe.data.packed,
-            **({"renamed": True} if run.recipe.pretraining else {}),
-        },
+        settings=lambda run: (
+            {
+                "data": _source(run.recipe.data.source),
+                "prepare": run.tree["data"].get("prepare"),
+                "seq_length": run.recipe.data.seq_length,
+                "packed": run.recipe.data.packed,
+                **({"renamed": True} if run.recipe.pretraining else {}),
+            }
+            | _tokenizer(run)
+        ),
         after=("model",),
     ),
     Stage(
         "import",
         output=lambda run: run.base,
-        settings=lambda run: {"hf": run.recipe.model.hf} | _named(run.recipe.model),
+        settings=lambda run: {"hf": run.recipe.model.hf} | run.model_files | _named(run.recipe.model),
         after=("model",),
     ),
     Stage(
@@ -193,19 +209,8 @@ def _source(source: str) -> dict[str, Any]:
     """A ticket source by its content: a file's hash, a folder's files by theirs, or the name of a built-in source."""
     path = Path(source)
     if path.is_file():
-        return {"source": path.name, "sha256": _hash(path)}
+        return {"source": path.name, "sha256": artifacts.hash_once(path)}
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
-        return {"source": {str(file.relative_to(path)): _hash(file) for file in files}}
+        return {"source": {str(file.relative_to(path)): artifacts.hash_once(file) for file in files}}
     return {"source": source}
-
-
-def _hash(file: Path) -> str:
-    """SHA-256 of a file, read once as long as it does not change: every later stage's fingerprint asks for it."""
-    status = file.stat()
-    return _hash_of_state(file, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=1024)
-def _hash_of_state(file: Path, size: int, modified: int) -> str:
-    return artifacts.hash_file(file)

@@ -28,6 +28,10 @@ class _FormerRun(RunFolder):
     def tree(self) -> dict[str, Any]:  # type: ignore[override]
         return self.stored
 
+    @property
+    def model_files(self) -> dict[str, Any]:
+        return {}
+
 
 def upgrade_run(path: Path) -> bool:
     """Bring a run folder of version 0.1 to today's form; returns whether it was one.

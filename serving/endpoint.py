@@ -1,169 +1,282 @@
-"""A model behind an OpenAI-compatible server, as vLLM and NIM serve the export.
+"""A model behind an OpenAI-compatible server: vLLM, NIM or llama.cpp, with the export or with an adapter on its base.
 
-Scores are exact where the server gives log-probabilities of a prompt (`echo`, as vLLM does); elsewhere, and for
-routing, the server constrains its answer to the labels (structured output).
+Answers are constrained to the labels in the way that the server obeys, which a probe finds out. Scores are exact where
+the server gives log-probabilities of chosen tokens, or of a prompt's.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util.retry import Retry
 
-from common.errors import LaunchError
-from common.progress import Done, Progress, quiet
+from common.errors import ConfigurationError, LaunchError
 from common.values import one_line
+from data_prep.harmony import REASONING_EFFORT
+from serving.address import parse_address
+from serving.answers import Answer, Served, answers_of, models_of, tokens_of
+from serving.connection import KEY, Connection, NoAnswerError, RefusedError
+from serving.constraints import CONSTRAINTS, IMPOSSIBLE
+from serving.label_tree import LabelTree, Stem, Step
 
-KEY = "OPENAI_API_KEY"
+__all__ = ["AT_ONCE", "KEY", "Choice", "Endpoint", "NoAnswerError", "NoLabelError", "RefusedError"]
+
 AT_ONCE = 16
-RETRIES = 6
+AHEAD = 4
+"""Items that wait for each request under way, so that a slow one holds nobody up."""
 SECONDS = 300
-_BUSY = (408, 429, 500, 502, 503, 504)
+THINKING = 256
+"""Tokens that a chat may take before its answer: headers, and the little that low effort thinks."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Prompt = str | list[int] | list[dict[str, str]]
+"""Text or tokens for the completions API, messages for the chat API."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A constrained answer, and the log-probability of its tokens where the server says."""
+    """An answer that is a label.
+
+    Attributes:
+        log_probability: of its tokens, where the server says.
+        doubt: what the server says of it that cannot be.
+    """
 
     label: str
     log_probability: float | None
+    doubt: str = ""
 
 
-class RefusedError(LaunchError):
-    """The server answered without the requested result; `of_prompt` is set where it rejected this prompt alone."""
-
-    of_prompt = False
-
-
-_OF_PROMPT = (400, 413, 422)
+class NoLabelError(LaunchError):
+    """The server answered with something else than a label."""
 
 
 class Endpoint:
-    """Completions of one server; a busy or restarting one is asked again, at growing intervals.
-
-    The key is read from OPENAI_API_KEY where that is set.
+    """One model of a server. May be used from any number of threads, and as a context that closes it.
 
     Args:
-        url: with or without `/v1` at its end.
-        backoff: seconds before the second retry, twice as long before each further one.
+        url: as `serving.address.parse_address` reads it.
+        backoff: seconds before a busy or restarting server is asked again, twice as long each further time.
+        model: the name to ask for; by default the only one, or the only adapter.
+        concurrency: requests at a time.
     """
 
-    def __init__(self, url: str, backoff: float = 0.5) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
-        asked_again: dict[str, Any] = {
-            "total": RETRIES,
-            "backoff_factor": backoff,
-            "status_forcelist": _BUSY,
-            "allowed_methods": ("GET", "POST"),
-        }
-        retry = Retry(**asked_again)
-        self._session = requests.Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(max_retries=retry, pool_maxsize=AT_ONCE))
-        if KEY in os.environ:
-            self._session.headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+    def __init__(self, url: str, backoff: float = 0.5, *, model: str | None = None, concurrency: int = AT_ONCE) -> None:
+        if concurrency < 1:
+            raise ConfigurationError(f"--concurrency is {concurrency}: at least one request goes at a time.")
+        address = parse_address(url)
+        self.url = address.url
+        self.concurrency = concurrency
+        self._wanted = model
+        self._connection = Connection(address, SECONDS, backoff, concurrency)
+        self._constraint: str | None = None
+        self._probed = False
+        self._probing = Lock()
+        self._chosen_tokens: bool | None = None  # whether the server knows logprob_token_ids, once it was asked
+
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    @property
+    def model(self) -> str:
+        """Name of the model that is asked."""
+        return self.served.id
 
     @cached_property
-    def model(self) -> str:
-        """Name of the first model that the server lists."""
-        served = self._ask("GET", "models").get("data")
-        if not served:
-            raise RefusedError(f"{self.url}/models lists no model: start the server with the exported folder.")
-        return str(served[0]["id"])
-
-    def choose(self, prompt: str, labels: Sequence[str]) -> Choice:
-        """The answer to a prompt, constrained to the labels.
+    def served(self) -> Served:
+        """The model that is asked.
 
         Raises:
-            LaunchError: the server cannot be reached, refuses the request, or answers otherwise.
+            ConfigurationError: the server has several, or not the one that was named.
         """
-        choice = self._complete(
-            prompt,
-            # no token is shorter than a byte
-            max_tokens=max(len(label.encode()) for label in labels) + 1,
-            structured_outputs={"choice": list(labels)},  # vLLM from 0.11 on
-            guided_choice=list(labels),  # vLLM before 0.12
-            nvext={"guided_choice": list(labels)},  # NIM
-        )[0]
-        label = choice["text"].strip()
-        if label not in labels:
-            raise RefusedError(
-                f"{self.url} answered {label[:80]!r}, which is no label: its server constrains no answers."
-            )
-        tokens = (choice.get("logprobs") or {}).get("token_logprobs")
-        return Choice(label, float(sum(tokens)) if tokens else None)
+        models = models_of(self._connection.ask("GET", "models"), f"{self.url}/models")
+        if not models:
+            raise RefusedError(f"{self.url}/models lists no model: start the server with the exported folder.")
+        names = one_line(", ".join(model.id for model in models), 300)
+        if self._wanted is not None:
+            named = [model for model in models if model.id == self._wanted]
+            if not named:
+                raise ConfigurationError(f"{self.url} serves no model {self._wanted!r}: it serves {names}.")
+            return named[0]
+        adapters = [model for model in models if model.parent]
+        if len(adapters) == 1:
+            return adapters[0]
+        if not adapters and len({(model.root or model.id) for model in models}) == 1:
+            return models[0]  # one model under several names
+        raise ConfigurationError(f"{self.url} serves several models: name one with --model, of {names}.")
 
-    def free_answer(self, prompt: str, most: int) -> str:
+    def constraint(self, prompt: Prompt) -> str | None:
+        """The way of constraining answers that the server obeys, None for none; a prompt is probed with once.
+
+        Raises:
+            RefusedError: the server refuses the prompt without a constraint, too.
+        """
+        with self._probing:
+            if not self._probed:
+                self._constraint = next((name for name in CONSTRAINTS if self._obeys(name, prompt)), None)
+                if self._constraint is None:
+                    self._complete(prompt, max_tokens=1)  # refused for another reason: its words
+                self._probed = True
+        return self._constraint
+
+    def _obeys(self, constraint: str, prompt: Prompt) -> bool:
+        fields = CONSTRAINTS[constraint]([IMPOSSIBLE])
+        try:
+            most = len(IMPOSSIBLE) + 1 + (THINKING if _is_chat(prompt) else 0)
+            return self._complete(prompt, max_tokens=most, **fields)[0].text.strip() == IMPOSSIBLE
+        except RefusedError as refused:
+            if not refused.of_request:
+                raise
+            return False
+
+    def choose(self, prompt: Prompt, labels: Sequence[str]) -> Choice:
+        """The answer to a prompt, constrained to the labels where the server obeys.
+
+        Raises:
+            NoLabelError: it is no label. NoAnswerError: there is none. RefusedError: the server refuses the request.
+        """
+        constraint = self.constraint(prompt)
+        fields = CONSTRAINTS[constraint](labels) if constraint else {}
+        # no token is shorter than a byte
+        most = max(len(label.encode()) for label in labels) + 1 + (THINKING if _is_chat(prompt) else 0)
+        answer = self._asked_twice(lambda: self._complete(prompt, max_tokens=most, **fields)[0])
+        label = answer.text.strip()
+        if label not in labels:
+            why = "" if constraint else ": the server constrains no answers"
+            raise NoLabelError(f"answered {one_line(repr(label), 80)}, which is no label{why}")
+        try:
+            tokens = [each for each in answer.log_probabilities if each is not None]
+        except NoAnswerError as error:
+            return Choice(label, None, str(error))
+        # those of a chat have headers and reasoning among them
+        return Choice(label, sum(tokens) if tokens and not _is_chat(prompt) else None)
+
+    def free_answer(self, prompt: Prompt, most: int) -> str:
         """What the model answers without the constraint, in at most so many tokens."""
-        return self._complete(prompt, max_tokens=most)[0]["text"].strip()
+        return self._asked_twice(lambda: self._complete(prompt, max_tokens=most)[0].text.strip())
+
+    def fingerprint(self, prompt: Prompt) -> list[float]:
+        """Log-probabilities of the likeliest first tokens of an answer, falling: other weights, other numbers."""
+        answer = self._complete(prompt, max_tokens=1, top=5)[0]
+        try:
+            top = answer.top[0].values() if answer.top else [x for x in answer.log_probabilities[:1] if x is not None]
+        except NoAnswerError:
+            return []
+        return sorted(top, reverse=True)
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text, as the server's model reads it.
+
+        Raises:
+            RefusedError: the server has no `/tokenize`, as vLLM does.
+        """
+        body = {"model": self.model, "prompt": text, "add_special_tokens": False}
+        return tokens_of(self._connection.ask("POST", "/tokenize", body), f"{self.url}/tokenize")
 
     def score(self, prompt: list[int], answers: Sequence[list[int]]) -> tuple[np.ndarray, int]:
         """Log-probabilities of all answers after a prompt, (answers,), and which is the greedy one, -1 for none.
 
         Raises:
-            RefusedError: the server gives no log-probabilities of prompts.
+            RefusedError: the server gives log-probabilities neither of chosen tokens nor of prompts.
         """
+        if self._chosen_tokens is not False:
+            scored = self._asked_twice(lambda: self._score_by_tree(prompt, LabelTree(list(answers))))
+            self._chosen_tokens = scored is not None
+            if scored is not None:
+                return scored
+        return self._asked_twice(lambda: self._score_by_echo(prompt, answers))
+
+    def _score_by_tree(self, prompt: list[int], tree: LabelTree) -> tuple[np.ndarray, int] | None:
+        """One way after each head of the tree, and then one token after the stems where the model went elsewhere.
+
+        The prompt is in the server's prefix cache after its first computation, which an echoed one never uses. None
+        where the server does not know `logprob_token_ids`, as vLLM 0.32 does.
+        """
+        fields = {"logprob_token_ids": tree.tokens, "return_tokens_as_token_ids": True}
+        steps: dict[Stem, Step] = {}
+        for stems, most in ((tree.heads, tree.longest), (tree.stems, 1)):
+            missing = [stem for stem in stems if stem not in steps]
+            if not missing:
+                continue
+            try:
+                answers = self._complete([[*prompt, *stem] for stem in missing], max_tokens=most, **fields)
+            except RefusedError as refused:
+                if not refused.of_request or self._chosen_tokens:
+                    raise
+                return None
+            for stem, answer in zip(missing, answers, strict=True):
+                for token, top in answer.steps_by_id():
+                    if not top.keys() >= set(tree.tokens):
+                        return None
+                    steps[stem] = Step(token, top)
+                    stem = (*stem, token)
+                    if stem not in tree.stems:
+                        break
+        return tree.scores(steps) if steps.keys() >= set(tree.stems) else None
+
+    def _score_by_echo(self, prompt: list[int], answers: Sequence[list[int]]) -> tuple[np.ndarray, int]:
         given = self._complete([[*prompt, *answer] for answer in answers], max_tokens=0, echo=True)
         scores, greedy = np.zeros(len(answers)), -1
-        for i, (choice, answer) in enumerate(zip(given, answers, strict=True)):
-            logprobs = choice.get("logprobs") or {}
-            tokens, best = logprobs.get("token_logprobs") or [], logprobs.get("top_logprobs") or []
-            if len(tokens) != len(prompt) + len(answer) or len(best) != len(tokens):
+        for i, (echoed, answer) in enumerate(zip(given, answers, strict=True)):
+            tokens, best = echoed.log_probabilities, echoed.top
+            own = [each for each in tokens[len(prompt) :] if each is not None]
+            if len(tokens) != len(prompt) + len(answer) or len(best) != len(tokens) or len(own) != len(answer):
                 raise RefusedError(f"{self.url} gives no log-probabilities of prompts.")
-            own = tokens[-len(answer) :]
             scores[i] = sum(own)
-            if all(mine >= max(top.values()) for mine, top in zip(own, best[-len(answer) :], strict=True)):
+            if all(mine >= max(top.values(), default=0) for mine, top in zip(own, best[len(prompt) :], strict=True)):
                 greedy = i
         return scores, greedy
 
-    def _complete(self, prompt: Any, **settings: Any) -> list[dict[str, Any]]:
-        """The choices of a completions request, in the order of the prompts."""
-        fixed = {"model": self.model, "prompt": prompt, "temperature": 0, "logprobs": 1, "add_special_tokens": False}
-        choices = self._ask("POST", "completions", fixed | settings).get("choices")
-        if not choices:
-            raise RefusedError(f"{self.url}/completions answers without choices: it is no OpenAI-compatible server.")
-        return sorted(choices, key=lambda choice: choice.get("index", 0))
+    def at_once(self, ask: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Call `ask` for several items at a time; yields the results in the order of the items, up to the first error.
 
-    def _ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        No more items are taken ahead than `AHEAD` for each request at a time.
+        """
+        pool = ThreadPoolExecutor(self.concurrency)
+        waiting: deque[Future[Result]] = deque()
         try:
-            answer = self._session.request(method, f"{self.url}/{path}", json=body, timeout=SECONDS)
-        except requests.RequestException as error:
-            reason = type(error).__name__
-            raise LaunchError(
-                f"{self.url} cannot be reached ({reason}): is the server up, and the address right?"
-            ) from None
-        if answer.status_code in (401, 403):
-            raise LaunchError(f"{self.url} refuses access: put its key into the environment variable {KEY}.")
-        if not answer.ok:
-            refused = RefusedError(f"{self.url}/{path} answers {answer.status_code}: {one_line(answer.text)}")
-            refused.of_prompt = answer.status_code in _OF_PROMPT
-            raise refused
+            for item in items:
+                waiting.append(pool.submit(ask, item))
+                if len(waiting) == AHEAD * self.concurrency:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if waiting:
+                self._connection.cancel()
+            pool.shutdown()
+
+    def _asked_twice(self, ask: Callable[[], Result]) -> Result:
+        """What is no answer may be one the next time; what took all its time is not asked again."""
         try:
-            return answer.json()
-        except ValueError:
-            raise RefusedError(f"{self.url}/{path} answers no JSON: it is no OpenAI-compatible server.") from None
+            return ask()
+        except NoAnswerError as error:
+            if error.final:
+                raise
+            return ask()
+
+    def _complete(self, prompt: Any, *, max_tokens: int, top: int = 1, **fields: Any) -> list[Answer]:
+        """The answers to a prompt, or to each of several prompts of tokens."""
+        body = {"model": self.model, "temperature": 0, "max_tokens": max_tokens} | fields
+        if _is_chat(prompt):
+            asked = {"messages": prompt, "reasoning_effort": REASONING_EFFORT, "logprobs": True, "top_logprobs": top}
+            path = "chat/completions"
+        else:
+            path, asked = "completions", {"prompt": prompt, "logprobs": top, "add_special_tokens": False}
+        several = isinstance(prompt, list) and prompt and isinstance(prompt[0], list)
+        said = self._connection.ask("POST", path, body | asked)
+        return answers_of(said, len(prompt) if several else 1, f"{self.url}/{path}")
 
 
-def at_once(
-    ask: Callable[[Item], Result],
-    items: Sequence[Item],
-    progress: Progress = quiet,
-) -> Iterator[Result]:
-    """Call `ask` for several items at a time; yields the results in the order of the items, up to the first error."""
-    pool = ThreadPoolExecutor(AT_ONCE)
-    try:
-        for done, result in enumerate(pool.map(ask, items), 1):
-            progress(Done("tickets", done, len(items)))
-            yield result
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _is_chat(prompt: Prompt) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)

@@ -22,10 +22,11 @@ The answer is one of these {count} labels and the token `{end}`. Let the server 
 {labels}
 ```
 
-vLLM, which batches requests as they come (`structured_outputs` is `guided_choice` before vLLM 0.11):
+vLLM, which batches requests as they come (`structured_outputs` is `guided_choice` before vLLM 0.11), with the arguments
+that fit this model and the GPUs (`--dryrun` prints them):
 
 ```sh
-vllm serve FOLDER --served-model-name tickets
+nemo-run serve FOLDER
 curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' -d @request.json
 ```
 
@@ -34,7 +35,8 @@ curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' -d
 ```
 
 A whole table, with retries and where it stopped: `nemo-run route tickets.csv --endpoint http://localhost:8000 --data
-PREPARED_FOLDER --out routed.csv`. In transformers:
+PREPARED_FOLDER --out routed.csv`. vLLM's chat API, started as `nemo-run serve` does, renders the same prompt from a
+developer's and a user's message at `reasoning_effort` low. In transformers:
 
 ```python
 {python}

@@ -18,10 +18,11 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import NoReturn
 
-from common.console import rank, say, send_libraries_to
+from common.console import ignore_other_launchers, rank, say, send_libraries_to
+from common.disk import problem_of
 from common.errors import LaunchError, NemoRunError
 from pipeline import resume
-from pipeline.run_folder import LAUNCHER, RunFolder
+from pipeline.run_folder import LAUNCHER, RESTARTS, RunFolder
 from pipeline.stage import Details, Stage, is_current, record, stage_named
 
 INTERRUPTED = 143  # 128 + SIGTERM
@@ -55,7 +56,8 @@ def run_stage(run: RunFolder, stage: Stage) -> None:
         resume.begin(run, stage)
     started = time.perf_counter()
     details: Details = resolve_name(BODIES[stage.name])(run)
-    details = replace(details, seconds=round(time.perf_counter() - started, 1))
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or os.environ.get(RESTARTS, "0"))
+    details = replace(details, seconds=round(time.perf_counter() - started, 1), restarts=restarts)
     if rank() == 0:
         record(stage, run, details)
         say(f"{stage.name}: {details.made} in {details.seconds:.1f} s → {os.path.relpath(stage.output(run))}")
@@ -70,12 +72,16 @@ def _end_with_launcher() -> None:
     if not launcher:
         return
 
+    parent = os.getppid()  # torchrun, where there is one: without it nobody would end this rank
+
     def watch() -> None:
         while True:
             time.sleep(1)
             try:
                 os.kill(launcher, 0)
             except ProcessLookupError:
+                _exit(1)
+            if os.getppid() != parent:
                 _exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -92,9 +98,10 @@ def main() -> int:
     """Run `RUN_FOLDER STAGE` from the command line; 0 when the stage is done, 1 otherwise."""
     path, name = sys.argv[1:3]
     _end_with_launcher()
+    ignore_other_launchers()
     run = RunFolder.open(Path(path))
-    send_libraries_to(run.log(name, rank()))
     try:
+        send_libraries_to(run.log(name, rank()))
         run_stage(run, stage_named(name))
     except NemoRunError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -102,13 +109,16 @@ def main() -> int:
     except SystemExit:  # how NeMo's preemption callback ends a training whose checkpoint it has saved
         print(f"error: stage {name} was told to stop; its checkpoint is saved.", file=sys.stderr, flush=True)
         _exit(INTERRUPTED)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        with suppress(OSError):  # the log may stand on the disk that is full
+            traceback.print_exc()
+            if said := problem_of(error, run.path):
+                print(f"error: {said}", file=sys.stderr, flush=True)
         sys.stderr.flush()
         # Peers wait for this rank in a collective; interpreter shutdown would wait for them.
         _exit(1)
     finally:
-        with suppress(ValueError):
+        with suppress(ValueError, OSError):
             sys.stderr.flush()
     return 0
 

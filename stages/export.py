@@ -21,6 +21,7 @@ def export_model(run: RunFolder) -> Details:
         weights=settings.weights,
         shard_size=settings.shard_size,
         like=tuned.like,
+        title=run.path.name,
         usage=usage_of(run.data),
     )
     made, logits = f"safetensors, {size_of(run.exported)}", run.evaluation / "logits.safetensors"

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -143,7 +144,59 @@ def test_nobody_runs_what_a_file_names() -> None:
     }
     callers = {module for module in files() if "modeling.inference" in ours(module)}
     loading = {m for m in callers if re.search(r"\.load_(weights|adapter)\(", files()[m].read_text())}
-    assert {m for m in files() if "converters.storage.checked_folder" in ours(m)} == {*loading, "training.train"}
+    checking = {m for m in files() if "converters.storage.checked_folder" in ours(m)}
+    reading = {"converters.bridge_folder", "converters.storage.weights_reader"}  # plain values, by load_saved
+    assert checking == {*loading, *reading, "training.train", "converters.storage.damage"}
+
+
+def calls() -> Iterator[tuple[str, ast.Call]]:
+    for module, file in files().items():
+        yield from ((module, node) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call))
+
+
+def test_no_code_of_a_model_folder_runs() -> None:
+    """transformers would ask at the terminal whether to run it, and `yes |` answers."""
+    loaders = r".*\.(from_pretrained|from_config)|AutoTokenizer|pipeline|load_dataset"
+    loading = [(m, call) for m, call in calls() if re.fullmatch(loaders, ast.unparse(call.func))]
+    said = {(m, keyword.arg, ast.unparse(keyword.value)) for m, call in loading for keyword in call.keywords}
+    assert len(loading) == 9
+    assert {module for module, _ in loading} == {m for m, name, value in said if name == "trust_remote_code"}
+    trusting = [(m, ast.unparse(c)) for m, c in loading if "trust_remote_code=False" not in ast.unparse(c)]
+    assert trusting == []
+
+
+def test_one_function_finds_the_files_of_foreign_folders() -> None:
+    """Who reads a folder that others made: its files by `file_in`, its JSON by `read_json`, which calls it."""
+    callers: dict[str, set[str]] = {}
+    for module, call in calls():
+        if (name := ast.unparse(call.func)) in ("file_in", "read_json"):
+            callers.setdefault(name, set()).add(module)
+    assert callers == {
+        "file_in": {
+            "common.foreign",
+            "converters.bridge_config",
+            "converters.bridge_folder",
+            "converters.megatron_source",
+            "converters.hf_reader",
+            "converters.import_hf",
+            "converters.lora",
+            "converters.nemo_folder",
+            "converters.output_folder",
+            "converters.storage.checked_folder",
+            "converters.storage.damage",
+            "converters.storage.weights_reader",
+            "converters.storage.safetensors_files",
+            "data_prep.preparation",
+        },
+        "read_json": {
+            "converters.hf_reader",
+            "converters.nemo_folder",
+            "converters.output_folder",
+            "converters.peft.lora_settings",
+            "converters.storage.safetensors_files",
+            "modeling.hf_config",
+        },
+    }
 
 
 def test_a_file_name_means_one_thing() -> None:

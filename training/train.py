@@ -35,11 +35,19 @@ from modeling import attention  # noqa: E402
 from modeling.hf_config import GptOssConfig  # noqa: E402
 from modeling.model_config import DTYPES, nemo_config  # noqa: E402
 from modeling.precision import Precision  # noqa: E402
-from pipeline.checkpoints import last_checkpoint, remove_former_lasts, resumed_with, step_of  # noqa: E402
+from pipeline.checkpoints import (  # noqa: E402
+    keep_best_and_last,
+    last_checkpoint,
+    loaded_with,
+    newest_whole,
+    set_aside,
+    step_of,
+)
 from pipeline.history import HISTORY  # noqa: E402
 from recipes.schema.recipe import Recipe, lora_targets  # noqa: E402
 from recipes.schema.trees import Deferred  # noqa: E402
 from training.callbacks.exact_resume import ExactResume  # noqa: E402
+from training.callbacks.hang_watch import HangWatch  # noqa: E402
 from training.callbacks.preemption import SaveOnSigterm  # noqa: E402
 from training.callbacks.step_metrics import StepMetrics  # noqa: E402
 from training.loggers import loggers_of  # noqa: E402
@@ -75,39 +83,40 @@ class Training:
         Raises:
             CheckpointError: a checkpoint that NeMo would load could run code, or is damaged.
         """
-        if self._is_finished():
+        resumed, damaged = newest_whole(self.out)
+        for path, damage in damaged.items() if rank() == 0 else ():
+            before = resumed.name if resumed else self.start
+            say(f"{self.title}: {damage}; it lies in {set_aside(path)} now, {before} is used")
+        if resumed and self._is_finished(resumed):
             return
-        for checkpoint in {self.start, *resumed_with(self.out)}:
+        for checkpoint in {self.start, *(loaded_with(resumed) if resumed else ())}:
             ensure_safe(checkpoint / WEIGHTS)  # Megatron's loaders run what a checkpoint names
         if ON_CPU:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
         if attention.this_machine().capability is not None:
             check_states(self.start / "weights", self.config)
-        tokenizer = AutoTokenizer(str(self.like / "context" / TOKENIZER))
+        tokenizer = AutoTokenizer(str(self.like / "context" / TOKENIZER), trust_remote_code=False)
+        log = self._log()
         llm.finetune(
             model=llm.GPTOSSModel(self._model_config(), tokenizer=tokenizer),
             data=self._data(tokenizer),
             trainer=self._trainer(),
-            log=self._log(),
+            log=log,
             optim=self._optimizer(),
-            resume=resume_from(self.start),
+            resume=resume_from(self.start, resumed),
             peft=self.recipe.peft.build() if self.recipe.peft else None,
             tokenizer=None,
         )
         if rank() == 0:
-            remove_former_lasts(self.out)
+            keep_best_and_last(self.out, log.ckpt.save_top_k)
 
-    def _is_finished(self) -> bool:
+    def _is_finished(self, resumed: Path) -> bool:
         """Whether an interrupted run had reached its last step, or stopped early: nothing is left to train.
 
         The last step's checkpoint has no optimizer to go on with.
         """
-        try:
-            weights = last_checkpoint(self.out) / "weights"
-        except CheckpointError:
-            return False
-        ensure_safe(weights)
-        state = dist_checkpointing.load_common_state_dict(str(weights))
+        ensure_safe(resumed / WEIGHTS)
+        state = dist_checkpointing.load_common_state_dict(str(resumed / WEIGHTS))
         callbacks = state.get("callbacks", {}).values()  # the last step's has none
         stops = [(each["wait_count"], each["patience"]) for each in callbacks if "patience" in each]
         out_of_patience = any(waited >= patience for waited, patience in stops)
@@ -211,7 +220,13 @@ class Training:
             strategy=strategy.build(**(derived | parallel)),
             accelerator="cpu" if ON_CPU else "gpu",
             plugins=nl.MegatronMixedPrecision(precision=MIXED_PRECISION[self.recipe.model.precision]),
-            callbacks=[ExactResume(self.recipe.seed), self._step_metrics(), SaveOnSigterm(), *self._early_stop()],
+            callbacks=[
+                ExactResume(self.recipe.seed),
+                self._step_metrics(),
+                SaveOnSigterm(),
+                HangWatch(self.recipe.hang_minutes),
+                *self._early_stop(),
+            ],
             # NeMo's own printer calls a collective on rank 0 alone (progress_printer.py:153) and hangs the others.
             enable_progress_bar=False,
             logger=False,
@@ -234,11 +249,22 @@ class Training:
         )
 
 
-def resume_from(start: Path) -> nl.AutoResume:
-    """What NeMo loads: the last checkpoint of the training's folder, else the weights of `start`; never a context."""
-    return nl.AutoResume(
+class _Resume(nl.AutoResume):
+    """NeMo's, from a checkpoint that is known to be whole: NeMo's own takes the newest by its name."""
+
+    checkpoint: Path | None = None
+
+    def _find_trainer_ckpt_path(self) -> Path | None:
+        return self.checkpoint
+
+
+def resume_from(start: Path, resumed: Path | None = None) -> nl.AutoResume:
+    """What NeMo loads: the checkpoint `resumed` of this training, else the weights of `start`; never a context."""
+    resume = _Resume(
         # model and tokenizer are given; `load_context` would call whatever callables io.json names
         restore_config=nl.RestoreConfig(path=str(start), load_artifacts=False),
         resume_if_exists=True,
         resume_ignore_no_checkpoint=True,
     )
+    resume.checkpoint = resumed
+    return resume

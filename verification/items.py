@@ -258,5 +258,17 @@ ITEMS = (
         {model: by_tests("tests/gpu_path/test_meta.py", IDENTICAL) for model in (SMALL, LARGE)},
     ),
     Item("gpu", "training on a GPU", "", dict.fromkeys(MODELS)),
-    Item("vllm", "served by vLLM", "", dict.fromkeys(MODELS)),
+    Item(
+        "vllm",
+        "served by vLLM: log-probabilities past the window and past YaRN's length, against transformers, fp32",
+        "at most 5e-5",
+        {TINY: by_tests("tests/serving/test_real_vllm.py", measured="log-probabilities"), SMALL: None, LARGE: None},
+    ),
+    Item(
+        "vllm-chat",
+        "the trained prompt is openai-harmony's, by which vLLM's chat API renders, token by token",
+        IDENTICAL,
+        {TINY: by_tests("tests/data_prep/test_harmony_library.py", IDENTICAL)},
+    ),
+    Item("vllm-lora", "adapters served by vLLM", "", dict.fromkeys(MODELS)),
 )

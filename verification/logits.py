@@ -99,7 +99,8 @@ def in_megatron(nemo: Path, file: Path) -> None:
     inference.initialize()
     config, given = GptOssConfig.from_file(nemo / "context" / "hf_config.json"), load_file(file)
     length = given["tokens"].shape[1]
-    model = inference.build_model(config, seq_length=length, dtype=torch.float32, packed_experts=True)
+    settings = {"packed_experts": True, "filled_by_checkpoint": True}
+    model = inference.build_model(config, seq_length=length, dtype=torch.float32, **settings)
     inference.load_weights(model, nemo)
     save_file(given | {"logits": inference.logits(model, given["tokens"], given["positions"])}, file)
     inference.shutdown()

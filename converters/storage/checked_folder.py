@@ -14,6 +14,7 @@ import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from common.errors import CheckpointError
+from common.foreign import file_in
 from converters.storage.metadata_file import read_metadata
 from converters.storage.safe_pickle import shown
 
@@ -32,24 +33,39 @@ def ensure_safe(weights: Path) -> None:
     Raises:
         CheckpointError: it could, or the folder is no torch_dist checkpoint.
     """
-    if not (weights / ".metadata").is_file():
+    if not file_in(weights, ".metadata").is_file():
         raise CheckpointError(f"{weights} holds no NeMo weights (.metadata is missing): name a NeMo checkpoint.")
     _check_format(weights / "metadata.json")
     metadata = read_metadata(weights / ".metadata")
-    common = weights / "common.pt"
+    common = file_in(weights, "common.pt")
     if common.is_file():
-        _check_states(_load(_read(common, 0, common.stat().st_size), str(common)), str(common))
+        _check_states(load_saved(common), str(common))
+    for name in {place.relative_path for place in metadata.storage_data.values()}:
+        file_in(weights, name)  # Megatron follows links
     harmless: set[bytes] = set()  # a model of 120b has thousands of empty states, all equal
     for index, place in metadata.storage_data.items():
         if index.offset is not None and isinstance(metadata.state_dict_metadata.get(index.fqn), TensorStorageMetadata):
             continue  # torch loads a tensor's with weights_only=True
-        content = _read(weights / place.relative_path, place.offset, place.length)
+        content = _read(file_in(weights, place.relative_path), place.offset, place.length)
         name = f"{weights}: {shown(index.fqn)}"
         if content not in harmless:
             value = _load(content, name)
             _check_states({index.fqn: value}, name)
             if _is_empty(value):
                 harmless.add(content)
+
+
+def load_saved(file: Path, start: int = 0, size: int | None = None) -> Any:
+    """What torch.save wrote to a file, or to a part of one, as long as that is plain values and tensors.
+
+    Raises:
+        CheckpointError: it holds anything else, or is damaged; nothing of it was run.
+    """
+    try:
+        size = file.stat().st_size if size is None else size
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}): get the checkpoint again.") from None
+    return _load(_read(file, start, size), str(file))
 
 
 def _read(file: Path, start: int, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""NeMo 2 weights on disk (`weights/`, torch.distributed.checkpoint) read and written piece by piece.
+"""Weights of NeMo and Megatron-Bridge on disk (torch.distributed.checkpoint), written piece by piece.
 
 No model is built and torch.distributed is not initialised. A tensor of the table is stored as one chunk for each layer
 (and expert), which is what lets Megatron load it at any TP, EP and PP.
@@ -9,13 +9,10 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -31,25 +28,20 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import (
-    ReadItem,
     SavePlan,
     TensorWriteData,
     WriteItem,
     WriteItemType,
 )
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.utils.serialization import config as serialization
 
 from common.artifacts import FINISHED, write_bytes
-from common.errors import CheckpointError
-from common.values import one_line
-from converters.storage.direct_io import DirectFile, WriteStream
-from converters.storage.metadata_file import read_metadata
+from converters.storage.direct_io import WriteStream
 from converters.storage.pool import run_all
-from converters.storage.torch_archives import TorchArchives, region
 
 PREFIX = "module."
+"""Of the model's keys in NeMo 2; Megatron-Bridge has none."""
 # What megatron-core's dist_checkpointing looks for beside the tensors.
 FORMAT = {
     "sharded_backend": "torch_dist",
@@ -91,6 +83,7 @@ def write_weights(
     pieces: Sequence[Piece],
     empty_states: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda size, tensors: None,
+    common: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `folder` as Megatron's torch_dist checkpoint; each thread has one piece in memory at a time.
 
@@ -100,6 +93,7 @@ def write_weights(
     Args:
         empty_states: keys of module states that Megatron asks for and that hold nothing.
         progress: called with bytes and number of pieces after they were produced.
+        common: what common.pt holds, plain values.
     """
     folder.mkdir(parents=True, exist_ok=True)
     writer = _Writer(folder)
@@ -126,7 +120,7 @@ def write_weights(
 
     run_all((lambda number=number: write(number)) for number in range(len(plans)))
     writer.finish(_metadata(pieces, empty_states), results)
-    torch.save({}, folder / "common.pt")
+    torch.save(dict(common or {}), folder / "common.pt")
     (folder / "metadata.json").write_text(json.dumps(FORMAT))
 
 
@@ -185,7 +179,10 @@ def _metadata(pieces: Sequence[Piece], empty_states: Sequence[str]) -> Metadata:
     stored: dict[str, Any] = {key: BytesStorageMetadata() for key in empty_states}
     for piece in pieces:
         whole = TensorStorageMetadata(TensorProperties(dtype=piece.dtype), torch.Size(piece.shape), [])
-        stored.setdefault(piece.key, whole).chunks.append(piece.chunk)
+        tensor = stored.setdefault(piece.key, whole)
+        tensor.chunks.append(piece.chunk)
+        # a layer may be stored in a dtype of its own; the whole is said to be what holds the values of all
+        tensor.properties.dtype = torch.promote_types(tensor.properties.dtype, piece.dtype)
     return Metadata(stored)
 
 
@@ -231,91 +228,3 @@ class _Producer(DefaultSavePlanner):
         self.progress(piece.bytes, 1)
         # torch.save writes a view's whole storage: a piece must own exactly its bytes
         return value if value.untyped_storage().nbytes() == piece.bytes else value.clone()
-
-
-class WeightsReader:
-    """Random access to the tensors of a `weights/` folder, at whatever layout they were saved.
-
-    Raises:
-        CheckpointError: the folder is no torch_dist checkpoint, or damaged.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        if not (folder / ".metadata").is_file():
-            raise CheckpointError(f"{folder} holds no NeMo weights (.metadata is missing): name a NeMo checkpoint.")
-        self.metadata = read_metadata(folder / ".metadata")
-        self._chunks = cache(self._chunks_by_leading)
-        self._archives = TorchArchives()
-        self._open = lru_cache(64)(DirectFile)  # Megatron writes two files a rank
-
-    @cached_property
-    def tensors(self) -> dict[str, TensorStorageMetadata]:
-        """Stored tensors of the model by their key below `module.`; optimizer state is left out."""
-        stored = self.metadata.state_dict_metadata
-        return {
-            key.removeprefix(PREFIX): value
-            for key, value in stored.items()
-            if key.startswith(PREFIX) and isinstance(value, TensorStorageMetadata)
-        }
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of the whole stacked tensor.
-
-        Raises:
-            CheckpointError: there is no such tensor.
-        """
-        if key not in self.tensors:
-            raise CheckpointError(f"{self.folder} lacks {PREFIX}{key}: it is no gpt-oss checkpoint, or incomplete.")
-        return tuple(self.tensors[key].size)
-
-    def dtype(self, key: str) -> torch.dtype:
-        """Stored dtype of a tensor."""
-        return self.tensors[key].properties.dtype
-
-    def read(self, key: str, *leading: int, rows: tuple[int, int] | None = None) -> torch.Tensor:
-        """The part of a tensor at the given indices of its leading axes, those axes dropped.
-
-        Args:
-            rows: first and last + 1 along the next axis; all of them by default.
-        Raises:
-            CheckpointError: no such tensor, or its file is damaged.
-        """
-        rest = list(self.shape(key)[len(leading) :])
-        start, stop = rows or (0, rest[0])
-        rest[0] = stop - start
-        offset = (*leading, start, *(0 for _ in rest[1:]))
-        size = (*(1 for _ in leading), *rest)
-        local = ChunkStorageMetadata(torch.Size(offset), torch.Size(size))
-        chunks = self._chunks(key, len(leading)).get(leading, self.tensors[key].chunks)
-        near = TensorStorageMetadata(self.tensors[key].properties, self.tensors[key].size, chunks)
-        items = create_read_items_for_chunk_list(PREFIX + key, near, [local])
-        if sum(item.lengths.numel() for item in items) != local.sizes.numel():
-            raise CheckpointError(f"{self.folder} lacks a part of {key}: make the checkpoint again.")
-        try:
-            parts = [self._read(item) for item in items]
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, UnpicklingError) as error:
-            raise CheckpointError(
-                f"{self.folder}: {key} cannot be read ({one_line(error)}): make the checkpoint again."
-            ) from None
-        if len(parts) == 1:
-            return parts[0].reshape(rest)
-        whole = torch.empty(size, dtype=self.dtype(key))
-        for item, part in zip(items, parts, strict=True):
-            whole[region(item.dest_offsets, item.lengths)] = part
-        return whole.reshape(rest)
-
-    def _read(self, item: ReadItem) -> torch.Tensor:
-        """The part of a stored chunk that the item names."""
-        stored = self.metadata.storage_data[item.storage_index]
-        file = self._open(self.folder / stored.relative_path)
-        return self._archives.read(file, stored.offset, stored.length, item.storage_offsets, item.lengths)
-
-    def _chunks_by_leading(self, key: str, axes: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
-        """Chunks by their indices along the stacked axes, for look-up; empty where a chunk spans several indices."""
-        chunks: dict[tuple[int, ...], list[ChunkStorageMetadata]] = defaultdict(list)
-        for chunk in self.tensors[key].chunks:
-            if set(chunk.sizes[:axes]) - {1}:
-                return {}
-            chunks[tuple(chunk.offsets[:axes])].append(chunk)
-        return dict(chunks)

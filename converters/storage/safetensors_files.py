@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from common.artifacts import write_text
 from common.errors import CheckpointError
+from common.foreign import file_in, read_json
 from common.values import one_line
 from converters.storage.direct_io import DirectFile
 from converters.storage.pool import run_all
@@ -61,6 +62,14 @@ class SafetensorsReader:
         """
         return self.slice(name).dtype
 
+    def metadata(self) -> dict[str, str]:
+        """What the files say of themselves, beside their tensors."""
+        found: dict[str, str] = {}
+        for path in self.files:
+            with safe_open(path, framework="pt") as file:
+                found |= file.metadata() or {}
+        return found
+
     def slice(self, name: str) -> StoredTensor:
         """A tensor that is read when it is indexed.
 
@@ -74,9 +83,9 @@ class SafetensorsReader:
     def _find(self) -> dict[str, str]:
         if self._single:
             return dict.fromkeys(self._open(self._single).keys(), self._single)
-        if (self.folder / INDEX).is_file():
+        if file_in(self.folder, INDEX).is_file():
             files = self._read_index()
-        elif (self.folder / SINGLE).is_file():
+        elif file_in(self.folder, SINGLE).is_file():
             files = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
         else:
             raise CheckpointError(f"{self.folder} holds neither {INDEX} nor {SINGLE}: fetch the model again.")
@@ -87,10 +96,10 @@ class SafetensorsReader:
     def _read_index(self) -> dict[str, str]:
         index = self.folder / INDEX
         try:
-            content = json.loads(index.read_text())
+            content = read_json(self.folder, INDEX)
             weight_map = {str(name): str(file) for name, file in content["weight_map"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CheckpointError(f"{index} is damaged: fetch it again.") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is damaged ({one_line(error)}): fetch it again.") from None
         for file in sorted(set(weight_map.values())):
             present = set(self._open(file).keys())
             named = {name for name, where in weight_map.items() if where == file}
@@ -103,13 +112,13 @@ class SafetensorsReader:
 
     def _open(self, name: str) -> dict[str, StoredTensor]:
         if name not in self._opened:
-            path = self.folder / name
+            path = file_in(self.folder, name)
             try:
                 with safe_open(path, framework="pt"):  # the library checks the header
                     self._opened[name] = stored_tensors(DirectFile(path, cached=self._cached))
             except FileNotFoundError:
                 raise CheckpointError(f"{path} is missing: fetch the model again.") from None
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, ValueError) as error:
                 raise CheckpointError(f"{path} is truncated or damaged ({one_line(error)}): fetch it again.") from None
         return self._opened[name]
 
@@ -156,6 +165,7 @@ def write_file(
     groups: Sequence[Group],
     progress: Callable[[int, int], None] = lambda size, jobs: None,
     finishing: Callable[[], None] = lambda: None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write one file, each thread with the slabs of one job in memory, and flush it to the disk.
 
@@ -164,12 +174,13 @@ def write_file(
     Args:
         progress: called with bytes and number of jobs after they were written.
         finishing: called when all is written, before the file gets its name.
+        metadata: of the file, beside the format.
     Source: the safetensors format, https://huggingface.co/docs/safetensors: length, JSON header, data.
     """
     if path.is_file():
         progress(sum(group.bytes for group in groups), sum(len(group.jobs) for group in groups))
         return
-    header, starts = _header([tensor for group in groups for tensor in group.tensors])
+    header, starts = _header([tensor for group in groups for tensor in group.tensors], metadata or {})
     strides = {t.name: t.bytes // t.shape[0] for group in groups for t in group.tensors}
     temporary = path.with_name(path.name + ".tmp")
     file = DirectFile(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
@@ -224,9 +235,9 @@ def _shards(groups: Sequence[Group], shard_size: int) -> Iterator[list[Group]]:
     yield shard
 
 
-def _header(tensors: Sequence[TensorSpec]) -> tuple[bytes, dict[str, int]]:
+def _header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
     starts: dict[str, int] = {}
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     # readers want alignment: larger items first, as the safetensors library orders them
     position = 0
     for tensor in sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name)):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import torch
 
 from common.errors import CheckpointError
+from common.foreign import parse_json
 from converters.storage.direct_io import DirectFile
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
@@ -50,10 +49,12 @@ class StoredTensor:
 def stored_tensors(file: DirectFile) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file whose header has been checked.
 
+    Raises:
+        ValueError: a tensor's name stands in it twice.
     Source: the safetensors format, https://huggingface.co/docs/safetensors: length, JSON header, data.
     """
     length = int.from_bytes(file.read(0, 8), "little")
-    header = json.loads(file.read(8, length).tobytes())
+    header = parse_json(file.read(8, length).tobytes())
     header.pop("__metadata__", None)
     return {
         name: StoredTensor(file, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))

@@ -52,9 +52,7 @@ class TorchArchives:
         Raises:
             RuntimeError, ValueError, EOFError, pickle.UnpicklingError: there is no whole archive.
         """
-        layout = self._layouts.get(size)
-        if layout is None or file.read(position, len(layout.header)).tobytes() != layout.header:
-            layout = self._learn(file, position, size)
+        layout = self._layout(file, position, size)
         data, item = position + len(layout.header), layout.dtype.itemsize
         run = layout.run(offsets, lengths)
         if run:
@@ -63,10 +61,20 @@ class TorchArchives:
         whole = _items(file, data, layout.bytes, layout.dtype).as_strided(layout.shape, layout.stride, layout.first)
         return whole[region(offsets, lengths)]
 
+    def dtype(self, file: DirectFile, position: int, size: int) -> torch.dtype:
+        """Dtype of the tensor whose archive stands in a file; raises what `read` raises."""
+        return self._layout(file, position, size).dtype
+
+    def _layout(self, file: DirectFile, position: int, size: int) -> _Layout:
+        layout = self._layouts.get(size)
+        if layout is None or file.read(position, len(layout.header)).tobytes() != layout.header:
+            layout = self._learn(file, position, size)
+        return layout
+
     def _learn(self, file: DirectFile, position: int, size: int) -> _Layout:
         # a tensor without memory; its storage knows its offset in the archive
         with self._lock, FakeTensorMode():
-            stream = io.BufferedReader(_Slice(file, position, size))
+            stream = io.BufferedReader(Slice(file, position, size))
             tensor = torch.load(stream, map_location="cpu", weights_only=True)
         storage = tensor.untyped_storage()
         layout = _Layout(
@@ -100,7 +108,7 @@ def _items(file: DirectFile, position: int, size: int, dtype: torch.dtype) -> to
     return torch.from_numpy(content).view(dtype)
 
 
-class _Slice(io.RawIOBase):
+class Slice(io.RawIOBase):
     """A part of a file as a file of its own."""
 
     def __init__(self, file: DirectFile, start: int, size: int) -> None:

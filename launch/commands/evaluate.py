@@ -21,6 +21,10 @@ def evaluate_model(
     endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="OpenAI-compatible server of HF_FOLDER; key in OPENAI_API_KEY.")
     ] = None,
+    served: Annotated[
+        str | None, typer.Option("--model", help="Name of the served model; by default the only one, or adapter.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests at a time to the server.")] = 16,
     precision: Annotated[
         float, typer.Option("--threshold-for-precision", help="Precision that routing without a person is to have.")
     ] = 0.95,
@@ -48,6 +52,7 @@ def evaluate_model(
     from evaluation import report, systems
     from evaluation.findings import Goal
     from pipeline.run_folder import is_run
+    from serving.address import parse_address
 
     started = time.perf_counter()
     for name, value in (("precision", precision), ("coverage", coverage)):
@@ -59,14 +64,15 @@ def evaluate_model(
     out = out or (model / f"evaluation-{split}" if is_run(model) else Path("evaluation"))
     artifacts.ensure_replaceable(out)  # before the work
     prepared = load_prepared(data)
+    address = parse_address(endpoint).url if endpoint else None  # without a password, since the report shows it
     if endpoint:
-        models, notes = systems.by_endpoint(endpoint, model, prepared, split)
+        models, notes = systems.by_endpoint(endpoint, model, prepared, split, served, concurrency)
     elif (model / "config.json").is_file():
         models, notes = systems.by_transformers(model, prepared, split, batch_size), []
     else:
         sizes = {"tensor": tensor, "expert": expert, "pipeline": pipeline}
         models, notes = systems.by_megatron(model, data, prepared, split, batch_size, sizes), []
-    about = systems.about(model, data, endpoint, notes)
+    about = systems.about(model, data, address, notes)
     with artifacts.new_folder(out) as folder:
         goal = Goal(precision, coverage)
         findings = report.write_evaluation(

@@ -19,7 +19,7 @@ def prepare_tickets(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="kaggle, sample, or files (CSV, TSV, JSONL, Parquet, Excel, OpenDocument), folders.",
+            help="kaggle, sample, or files (CSV, TSV, JSON, Parquet, Excel, OpenDocument; .gz, .zst, .zip), folders.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
@@ -29,6 +29,10 @@ def prepare_tickets(
     language: Annotated[str | None, typer.Option(help="Column of the language; found by name.")] = None,
     id: Annotated[str | None, typer.Option(help="Column of the ticket's id; found by name.")] = None,
     file: Annotated[str | None, typer.Option(help="One file of the Kaggle dataset or of a folder.")] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of text files whose bytes do not tell it, such as cp1251.")
+    ] = None,
+    multi_label: Annotated[str, typer.Option(help="Rows with several labels: ask (an error) or first.")] = "ask",
     skip: Annotated[list[str] | None, typer.Option(help="Cleaning rule to leave out; may be repeated.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A damaged row is an error.")] = False,
     near_duplicates: Annotated[
@@ -46,6 +50,9 @@ def prepare_tickets(
     instruction: Annotated[
         str | None, typer.Option(help="Instruction; {labels} stands for the labels, {column} for their column.")
     ] = None,
+    rendering: Annotated[
+        str, typer.Option(help="server: the prompt of vLLM's chat API; template: that of Hugging Face's chat template.")
+    ] = "server",
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or Hub id: its chat template renders, its tokens are counted.")
     ] = None,
@@ -70,6 +77,8 @@ def prepare_tickets(
         language=language,
         id=id,
         file=file,
+        encoding=encoding,
+        multi_label=multi_label,  # type: ignore[arg-type]  # PrepareOptions refuses what it does not know
         skip=tuple(skip or ()),
         strict=strict,
         near_duplicates=near_duplicates,
@@ -78,9 +87,10 @@ def prepare_tickets(
         frozen=str(frozen) if frozen else None,
         min_count=min_count,
         rest=rest,
-        balance=balance,  # type: ignore[arg-type]  # PrepareOptions refuses what it does not know
+        balance=balance,  # type: ignore[arg-type]
         format=format,  # type: ignore[arg-type]
         instruction=instruction or DEFAULT_INSTRUCTION,
+        rendering=rendering,  # type: ignore[arg-type]
         tokenizer=tokenizer,
         max_length=max_length,
         too_long=too_long,  # type: ignore[arg-type]
@@ -107,6 +117,7 @@ def _show(report: PrepareReport) -> None:
         *((f"dropped: {reason}", count) for reason, count in report.dropped.items()),
         *((f"cleaned: {rule}", count) for rule, count in report.cleaned.items() if count),
         ("without subject, kept", report.without_subject),
+        ("with several labels, of which the first was taken", report.several_labels),
         ("groups of near duplicates", report.duplicates.get("near_duplicate_groups", 0)),
         (
             "groups with conflicting labels, settled by majority",
@@ -127,6 +138,8 @@ def _show(report: PrepareReport) -> None:
         table.add_row(label, *(f"{sum(counts.get(split, 0) for counts in languages):,}" for split in splits))
     if len(report.labels) > 1:
         console.print(table)
+    for remark in report.remarks:
+        console.print(f"note: {remark}", markup=False)
     for place in report.damaged[:5]:
         console.print(f"damaged: {place}", markup=False)
     for split, packing in report.packing.items():

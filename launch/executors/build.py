@@ -15,6 +15,7 @@ from common.errors import LaunchError
 from launch.executors.profiles import Profile
 from launch.executors.tunnel import tunnel_of
 from launch.launch_plan import LaunchPlan, Resources
+from pipeline.run_folder import RESTARTS
 from pipeline.stage import Stage
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def _environment(plan: LaunchPlan) -> dict[str, str]:
     # glibc gives every large tensor back to the kernel, which then clears its pages anew: a third of the time that a
     # CPU run takes at 512 tokens. These keep freed memory in the process.
     keep = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30)} if plan.recipe.model.toy else {}
-    return {**QUIET, **keep, **plan.profile.environment}
+    restarts = {RESTARTS: str(plan.restarts)} if plan.restarts else {}
+    return {**QUIET, **keep, **restarts, **plan.profile.environment}
 
 
 def _torchrun(plan: LaunchPlan) -> Any:
@@ -153,7 +155,7 @@ def _slurm(plan: LaunchPlan, profile: Profile, resources: Resources) -> Argument
         "comment": slurm.comment,
         "exclusive": slurm.exclusive or None,
         "signal": slurm.signal,
-        "retries": slurm.retries,
+        "retries": max(slurm.retries, profile.retries),
         "nodes": resources.nodes,
         "ntasks_per_node": 1,
         "job_name_prefix": f"{plan.run.path.name}.",

@@ -18,6 +18,8 @@ import yaml
 from common.errors import ConfigurationError
 from common.fields import from_tree
 from common.values import checked_size, one_line, parse_value
+from common.yaml_text import parse_yaml
+from launch.executors.profile_checks import refuse_secrets, refuse_shell_text
 
 ExecutorName = Literal["local", "docker", "slurm", "skypilot", "kubeflow"]
 EXECUTORS: tuple[str, ...] = typing.get_args(ExecutorName)
@@ -167,6 +169,8 @@ class Profile:
     gpus_per_node: int = 0
     gpu_memory: Annotated[str | None, checked_size] = None
     """Of each GPU, such as 80GB: lets the launch check that the training fits."""
+    retries: int = 0
+    """How often a training that was killed, hung or lost its node is started again from its last checkpoint."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables by value; never secrets."""
     secrets: tuple[str, ...] = ()
@@ -184,7 +188,8 @@ def load_profile(file: Path | None, overrides: list[str], executor: str | None =
     """Read a profile, apply `cluster.key=value` overrides, and let `executor` win over the profile's own.
 
     Raises:
-        ConfigurationError: no such file, not YAML, an unknown key (the near ones are named), a value of another type.
+        ConfigurationError: no such file, not YAML, an unknown key (the near ones are named), a value of another type,
+            a secret by value, or a text that a shell would take apart.
     """
     tree = _read(file) if file else {}
     source = str(file) if file else "the command line"
@@ -197,11 +202,14 @@ def load_profile(file: Path | None, overrides: list[str], executor: str | None =
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ConfigurationError(f"{override}: {parent} is a plain value in {source} and has no keys.")
+                raise ConfigurationError(f"{OVERRIDE}{key}: {parent} is a plain value in {source} and has no keys.")
         node[name] = parse_value(text)
     if executor is not None:
         tree["executor"] = executor
-    return from_tree(Profile, tree, source)
+    refuse_secrets(tree, source)
+    profile = from_tree(Profile, tree, source)
+    refuse_shell_text(profile, source)
+    return profile
 
 
 def split_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
@@ -214,10 +222,10 @@ def split_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        tree = parse_yaml(file.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigurationError(f"there is no cluster profile {file}: clusters/ of the repository has some.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigurationError) as error:
         raise ConfigurationError(f"{file} cannot be read as YAML ({one_line(error)}).") from None
     if not isinstance(tree, dict):
         raise ConfigurationError(f"{file} is no cluster profile: it should hold keys such as executor: slurm.")

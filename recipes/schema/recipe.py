@@ -13,6 +13,7 @@ import yaml
 from common import fields
 from common.errors import ConfigurationError
 from common.values import checked_size, one_line
+from common.yaml_text import parse_yaml
 from data_prep.options import PrepareOptions
 from modeling.hf_config import find_config
 from modeling.layouts import Batch, Layout
@@ -118,6 +119,8 @@ class Recipe:
     peft: Deferred | None = None
     patience: int = 3
     """Stop after so many validations in a row without a lower loss; 0 for never."""
+    hang_minutes: float = 30.0
+    """A training in which no batch ends for so long is ended; where the profile has `retries`, it is started again."""
     logger: Literal["tensorboard", "wandb", "mlflow", "trackio"] = "tensorboard"
     """Where the figures of a training go besides TensorBoard's files and history.jsonl in the run folder."""
     pretraining: Pretraining | None = None
@@ -243,10 +246,10 @@ def read_tree(file: Path) -> Any:
         ConfigurationError: the file is missing or not YAML.
     """
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        return parse_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigurationError(f"{file} is missing: name a run folder that nemo-run launch made.") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigurationError) as error:
         raise ConfigurationError(f"{file} is not YAML ({one_line(error)}): launch the recipe again.") from None
 
 

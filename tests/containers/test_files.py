@@ -30,6 +30,18 @@ def test_hadolint(file: Path) -> None:
     assert done.returncode == 0
 
 
+def test_the_lock_holds_what_the_constraints_say_each_with_its_hashes() -> None:
+    text = (REPOSITORY / "requirements.lock").read_text()
+    entries = dict(re.findall(r"^([\w.-]+)==([^ \\]+) \\$", text, re.M))
+    assert len(entries) == len(re.findall(r"^\S", text, re.M)) > 280
+    assert text.count(" \\\n    --hash=sha256:") == text.count("--hash=sha256:") >= len(entries)
+    assert "://" not in text
+    constraints = re.findall(r"^([\w.-]+)==([\w.+]+)", (REPOSITORY / "constraints.txt").read_text(), re.M)
+    of_the_machine = {"torch", "transformer-engine"}
+    named = {name.replace("_", "-"): version for name, version in constraints if name not in of_the_machine}
+    assert {name: entries.get(name) for name in named} == named
+
+
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
 def test_images_are_not_root_keep_no_cache_and_know_their_health(file: Path) -> None:
     text = file.read_text()

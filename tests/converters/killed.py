@@ -1,5 +1,5 @@
 """Kill a conversion at random moments, again and again; a process of its own, because it forks and so must have no
-threads: `python tests/converters/killed.py import|export SOURCE FOLDER KILLS`.
+threads: `python tests/converters/killed.py import|bridge|export SOURCE FOLDER KILLS`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import converters.storage.nemo_weights as nemo_weights
-from common.artifacts import hash_file, partial_of, read_manifest
+from common.artifacts import hash_file, read_manifest
+from common.staging import MARK, place_of
 from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
 from converters.storage.nemo_weights import FINISHED
@@ -55,7 +56,7 @@ def contents(folder: Path) -> dict[str, str]:
     manifest = read_manifest(folder)
     assert manifest is not None
     assert all((folder / name).stat().st_size == size for name, size in manifest.files.items())
-    files = [file for file in folder.rglob("*") if file.is_file() and file.name != "manifest.json"]
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name not in ("manifest.json", MARK)]
     assert not [file for file in files if file.name.endswith((FINISHED, ".tmp"))]
     said = {"inputs": repr(manifest.inputs), "files": repr(manifest.files), "details": repr(manifest.details)}
     return {str(file.relative_to(folder)): hash_file(file) for file in files} | said
@@ -68,6 +69,8 @@ def main(direction: str, source: Path, folder: Path, kills: int) -> None:
     def convert() -> object:
         if direction == "import":
             return import_checkpoint(source, out)
+        if direction == "bridge":
+            return import_checkpoint(source, out, to="bridge")
         return export_checkpoint(source, out, weights="mxfp4", shard_size="20KB")
 
     finish(convert)  # compiles the kernels
@@ -84,13 +87,13 @@ def main(direction: str, source: Path, folder: Path, kills: int) -> None:
         met += 1
         if out.exists():  # whatever is there under the final name is whole
             assert contents(out) == expected
-        continued += partial_of(out).exists()
+        continued += place_of(out).exists()
         if met % 3 == 0:
             continue  # killed again before it was finished
         finish(convert)
         found = contents(out)
         assert found == expected, [name for name in expected if found.get(name) != expected[name]]
-        assert not partial_of(out).exists()
+        assert not place_of(out).exists()
     print(f"{met} kills, {continued} of them left something to go on with")
 
 

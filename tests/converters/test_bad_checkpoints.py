@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.artifacts import partial_of
 from common.errors import CheckpointError, ConfigurationError, NemoRunError
+from common.staging import place_of
 from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
 from converters.verify import compare_checkpoints
@@ -70,6 +71,31 @@ def swap(weight_map: dict[str, str]) -> None:
     weight_map[name] = SECOND.replace("00002-of", "00001-of")
 
 
+def link(file: Path) -> None:
+    """Let a file of the folder be a link to a file beside the folder."""
+    file.unlink(missing_ok=True)
+    file.symlink_to(f"../{file.parent.name}-private")
+
+
+def pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def twice_in_index(folder: Path) -> None:
+    text = (folder / INDEX).read_text()
+    (folder / INDEX).write_text(text.replace('"lm_head.weight"', '"lm_head.weight": "other", "lm_head.weight"'))
+
+
+def twice_in_header(folder: Path) -> None:
+    """The first tensor of a shard under the name of the second."""
+    content = (folder / SECOND).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    names = [name for name in json.loads(content[8 : 8 + length]) if name != "__metadata__"]
+    header = content[8 : 8 + length].replace(f'"{names[0]}"'.encode(), f'"{names[1]}"'.encode())
+    (folder / SECOND).write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated shard": (cut, f"{SECOND} is truncated or damaged"),
     "corrupted header": (corrupt, f"{SECOND} is truncated or damaged"),
@@ -92,6 +118,25 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"lacks the tensor model.layers.\d.*sinks",
     ),
     "other shape": (lambda f: change(f, other_shape), r"q_proj.bias has shape \(159,\), config.json says \(160,\)"),
+    "NaN": (
+        lambda f: change(f, lambda t: t[first(t, "o_proj.bias")][3:4].fill_(torch.nan)),
+        "o_proj.bias holds values",
+    ),
+    "infinite": (lambda f: change(f, lambda t: t[first(t, "q_proj.weight")][7, :2].fill_(-torch.inf)), "holds values"),
+    "linked license": (lambda f: link(f / "LICENSE"), "LICENSE leads out of its folder"),
+    "linked tokenizer": (lambda f: link(f / "tokenizer.json"), "tokenizer.json leads out of its folder"),
+    "linked chat template": (lambda f: link(f / "chat_template.jinja"), "jinja leads out of its folder"),
+    "linked config": (lambda f: link(f / "config.json"), "config.json leads out of its folder"),
+    "linked index": (lambda f: link(f / INDEX), f"{INDEX} leads out of its folder"),
+    "linked shard": (lambda f: link(f / SECOND), f"{SECOND} leads out of its folder"),
+    "index that climbs": (lambda f: index(f, lambda m: m.update({"x": "../x.safetensors"})), "leads out of its folder"),
+    "index to a root": (lambda f: index(f, lambda m: m.update({"x": "/x.safetensors"})), "leads out of its folder"),
+    "index to a device": (lambda f: index(f, lambda m: m.update({"x": "/dev/zero"})), "leads out of its folder"),
+    "index without end": (lambda f: (f / INDEX).write_text("[" * 200_000), "damaged .it is nested too deeply"),
+    "name twice in the index": (twice_in_index, f"{INDEX} is damaged .'lm_head.weight' stands in it twice"),
+    "name twice in a header": (twice_in_header, f"{SECOND} is truncated or damaged"),
+    "pipe for a shard": (lambda f: pipe(f / SECOND), f"{SECOND} is no file but a folder, a pipe"),
+    "pipe for a config": (lambda f: pipe(f / "config.json"), "config.json is no file but"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "lacks its tokenizer"),
 }
@@ -156,7 +201,7 @@ def test_nobodys_files_are_overwritten(mxfp4_toy: Path, tmp_path: Path) -> None:
     with pytest.raises(NemoRunError, match="was not written by nemo-run"):
         import_checkpoint(mxfp4_toy, tmp_path / "out")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
-    assert not partial_of(tmp_path / "out").exists()
+    assert not place_of(tmp_path / "out").exists()
 
 
 def test_verify_counts_and_names_what_differs(mxfp4_toy: Path, imported: Path, tmp_path: Path) -> None:
@@ -193,3 +238,30 @@ def test_the_verify_command_exits_with_one_where_anything_differs(
     assert "41 tensors equal, 1 different" in other.output
     assert "largest difference 1.0" in other.output
     assert "softmax_offset[" in other.output
+
+
+def test_nothing_private_comes_into_an_export(imported: Path, tmp_path: Path) -> None:
+    """A NeMo checkpoint of somebody else's, whose license, tokenizer or configuration is a link."""
+    (tmp_path / "nemo-private").write_text("{}")
+    for name in ("context/LICENSE", "context/nemo_tokenizer/tokenizer_config.json", "context/hf_config.json"):
+        nemo = Path(shutil.copytree(imported, tmp_path / "nemo"))
+        file = nemo / name
+        file.unlink(missing_ok=True)
+        file.symlink_to(tmp_path / "nemo-private")
+        with pytest.raises(CheckpointError, match=f"{file.name} leads out of its folder"):
+            export_checkpoint(nemo, tmp_path / "out")
+        shutil.rmtree(nemo)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_diverged_training_is_not_exported(imported: Path, tmp_path: Path, bf16_toy: Path) -> None:
+    """NaN in a checkpoint that training wrote: here by a kernel of the same size put into the file."""
+    nemo = import_checkpoint(bf16_toy, tmp_path / "nemo")
+    tensor = load_file(next(bf16_toy.glob("*.safetensors")))["model.norm.weight"].view(torch.int16).numpy().tobytes()
+    for file in (nemo / "weights").glob("*.distcp"):
+        content = file.read_bytes()
+        if tensor in content:
+            file.write_bytes(content.replace(tensor, b"\xc0\x7f" * (len(tensor) // 2)))
+    with pytest.raises(CheckpointError, match=r"final_layernorm.weight holds values that are no finite numbers"):
+        export_checkpoint(nemo, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

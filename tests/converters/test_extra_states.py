@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from common.errors import CheckpointError
-from converters import import_hf
+from converters import megatron_output
 from converters.extra_states import check_states, empty_states
 from converters.import_hf import import_checkpoint
-from converters.storage.nemo_weights import WeightsReader
+from converters.storage.weights_reader import WeightsReader
 from modeling.hf_config import GptOssConfig
 from tests.converters.conftest import write_model
 
@@ -34,10 +34,10 @@ def test_an_older_import_is_refused_with_a_sentence(tmp_path: Path, monkeypatch:
     hf = write_model(tmp_path / "hf", weights="bf16")
     config = GptOssConfig.from_file(hf)
 
-    def without_norms(of: GptOssConfig, *, packed: bool) -> list[str]:
-        return [key for key in empty_states(of, packed=packed) if "norm" not in key]
+    def without_norms(of: GptOssConfig, *, packed: bool, prefix: str) -> list[str]:
+        return [key for key in empty_states(of, packed=packed, prefix=prefix) if "norm" not in key]
 
-    monkeypatch.setattr(import_hf, "empty_states", without_norms)
+    monkeypatch.setattr(megatron_output, "empty_states", without_norms)
     nemo = import_checkpoint(hf, tmp_path / "nemo")
     with pytest.raises(CheckpointError, match=rf"lacks {config.num_layers + 1} entries .* delete .*nemo and make it"):
         check_states(nemo / "weights", config)

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
 from converters.mapping import TABLE
-from converters.storage.nemo_weights import WeightsReader
+from converters.peft.export_peft import export_adapter
+from converters.peft.import_peft import import_adapter
+from converters.storage.weights_reader import WeightsReader
 from tests.converters.adapters import write_adapter
 from tests.converters.conftest import SIZES, write_model
 
@@ -35,6 +38,23 @@ def in_nemo(task: str, folder: Path, *layouts: Sizes) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+def in_fp32(hf: Path, name: str) -> None:
+    """Give one layer's weight a dtype of its own, and values that bf16 cannot hold."""
+    (file,) = hf.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors[name] = tensors[name].float() * 1.001
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def fused_adapter(folder: Path, nemo: Path) -> None:
+    """`adapter-fused`: of a PEFT adapter whose query and value have a lora_A each, and whose key has none."""
+    peft = export_adapter(write_adapter(folder / "apart", nemo, expert_layers=[1]), folder / "peft")
+    file = peft / "adapter_model.safetensors"
+    tensors = {name: value for name, value in load_file(file).items() if ".k_proj." not in name}
+    save_file({n: v * (1 + (".q_proj.lora_A" in n)) for n, v in tensors.items()}, file, metadata={"format": "pt"})
+    import_adapter(peft, folder / "adapter-fused", base=nemo)
+
+
 def transformers_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
     from evaluation.transformers_model import load
 
@@ -46,11 +66,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MXFP4 model with layers for two pipeline stages, its import, adapters, and tokens longer than the window."""
     folder = tmp_path_factory.mktemp("in_nemo")
     hf = write_model(folder / "hf", SIZES | {"num_hidden_layers": 4, "num_local_experts": 6})
+    in_fp32(hf, "model.layers.1.self_attn.o_proj.weight")
     nemo = import_checkpoint(hf, folder / "nemo")
     import_checkpoint(hf, folder / "packed", experts="mxfp4")
     write_adapter(folder / "adapter-everything", nemo, router=True)
     write_adapter(folder / "adapter-some-layers", nemo, expert_layers=[1, 2])
     write_adapter(folder / "adapter-attention", nemo, expert_layers=[])
+    fused_adapter(folder, nemo)
     torch.save(torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(0)), folder / "tokens.pt")
     return folder
 

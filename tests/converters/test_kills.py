@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import converters.storage.nemo_weights as nemo_weights
-from common.artifacts import partial_of
+from common.staging import place_of
 from converters.import_hf import import_checkpoint
 from converters.storage.nemo_weights import FINISHED
 
@@ -27,9 +27,9 @@ def kill(direction: str, source: Path, folder: Path, kills: int) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("direction", ["import", "export"])
+@pytest.mark.parametrize("direction", ["import", "bridge", "export"])
 def test_fifty_kills_each_way(direction: str, mxfp4_toy: Path, imported: Path, tmp_path: Path) -> None:
-    assert kill(direction, mxfp4_toy if direction == "import" else imported, tmp_path, 50).startswith("50 kills")
+    assert kill(direction, imported if direction == "export" else mxfp4_toy, tmp_path, 50).startswith("50 kills")
 
 
 def test_finished_files_are_not_written_again(mxfp4_toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_finished_files_are_not_written_again(mxfp4_toy: Path, tmp_path: Path, m
     monkeypatch.setattr(nemo_weights._Producer, "resolve_data", interrupt)
     with pytest.raises(KeyboardInterrupt):
         import_checkpoint(mxfp4_toy, tmp_path / "nemo")
-    done = {f: f.stat().st_mtime_ns for f in (partial_of(tmp_path / "nemo") / "weights").glob(f"*{FINISHED}")}
+    done = {f: f.stat().st_mtime_ns for f in (place_of(tmp_path / "nemo") / "weights").glob(f"*{FINISHED}")}
     files = {f.name.replace(FINISHED, "_0.distcp"): f for f in done}
     before = {name: (f.parent / name).stat().st_mtime_ns for name, f in files.items()}
     assert len(before) > 3

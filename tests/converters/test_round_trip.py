@@ -19,7 +19,7 @@ from common.artifacts import read_manifest
 from common.progress import Done
 from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
-from converters.storage.nemo_weights import WeightsReader
+from converters.storage.weights_reader import WeightsReader
 from converters.verify import compare_checkpoints
 from tests.conftest import REPOSITORY
 from tests.converters.adapters import write_adapter
@@ -38,7 +38,8 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 from converters.export_hf import export_checkpoint
 from converters.import_hf import import_checkpoint
-from converters.peft import export_adapter, import_adapter
+from converters.peft.export_peft import export_adapter
+from converters.peft.import_peft import import_adapter
 from converters.verify import compare_checkpoints
 
 hf, base, adapter, out = map(Path, sys.argv[1:])
@@ -190,7 +191,7 @@ def test_shards_stay_below_their_size(imported: Path, tmp_path: Path) -> None:
 
 
 def test_dtypes_are_kept_one_by_one(model: Callable[..., Path], tmp_path: Path, tensors: Tensors, same: Same) -> None:
-    """A router stored in fp32 stays fp32 and exact, though everything else is bf16."""
+    """Routers stored in fp32 stay fp32 and exact, and so do one layer's weights, though everything else is bf16."""
     from safetensors.torch import load_file, save_file
 
     hf = model(tmp_path / "hf", weights="bf16")
@@ -199,9 +200,20 @@ def test_dtypes_are_kept_one_by_one(model: Callable[..., Path], tmp_path: Path, 
     for layer in range(3):
         name = f"model.layers.{layer}.mlp.router.weight"
         stored[name] = torch.randn(stored[name].shape)
+    for name in (
+        "self_attn.o_proj.weight",
+        "self_attn.sinks",
+        "mlp.experts.down_proj",
+        "mlp.experts.gate_up_proj_bias",
+    ):
+        stored[f"model.layers.1.{name}"] = torch.randn(stored[f"model.layers.1.{name}"].shape)
     save_file(stored, file, metadata={"format": "pt"})
-    back = export_checkpoint(import_checkpoint(hf, tmp_path / "nemo"), tmp_path / "back")
+    nemo = import_checkpoint(hf, tmp_path / "nemo")
+    report = compare_checkpoints(hf, nemo)
+    assert (report.same, report.equal) == (True, 42)
+    back = export_checkpoint(nemo, tmp_path / "back")
     assert same(tensors(back), stored)
+    assert json.loads((back / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "mxfp4"])
@@ -223,7 +235,10 @@ def test_exports_load_in_transformers_and_give_the_same_logits(
     assert tokenizer.apply_chat_template([{"role": "user", "content": "t5"}], tokenize=False) == "t5"
     card = (out / "README.md").read_text()
     assert "| stored as | " in card
-    assert str(mxfp4_toy) in card
+    assert "\n# nemo\n" in card
+    assert "| base | mxfp4 |" in card
+    assert str(tmp_path.parent) not in card
+    assert str(mxfp4_toy.parent) not in card, "where a folder lies on this machine is nobody's business"
 
 
 def test_converting_again_does_nothing(imported: Path, mxfp4_toy: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_bad_input(tmp_path, content, arguments, words):
 
 def test_sources_that_are_not_there(tmp_path):
     (tmp_path / "empty").mkdir()
-    refused(prepare(tmp_path, "empty"), tmp_path, "the folder empty holds no", ".csv")
+    refused(prepare(tmp_path, "empty"), tmp_path, "empty holds no file of the kinds .csv")
     refused(prepare(tmp_path, "nowhere.parquet"), tmp_path, "there is no ticket source nowhere.parquet")
     (tmp_path / "t.docx").write_bytes(b"PK")
     refused(prepare(tmp_path, "t.docx"), tmp_path, "unknown kind", ".jsonl")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data_prep.duplicates import near_duplicates
-from data_prep.intake import hash64, normalized
+from data_prep.intake import hash64
+from data_prep.normalizing import normalized
 from data_prep.sample import sample_tickets
 from tests.real_tickets import GERMAN, MAIN, real_tickets
 

@@ -58,7 +58,7 @@ CHATS = [
 def test_routing_prompt():
     prompt = routing_prompt(renderer(), "Route to A, B.")
     assert prompt.fill("My {{ printer }}\n<b>") == (
-        SYSTEM + "<|start|>developer<|message|># Instructions\n\nRoute to A, B.\n\n<|end|>"
+        SYSTEM + "<|start|>developer<|message|># Instructions\n\nRoute to A, B.<|end|>"
         "<|start|>user<|message|>My {{ printer }}\n<b><|end|><|start|>assistant<|channel|>final<|message|>"
     )
 
@@ -66,7 +66,7 @@ def test_routing_prompt():
 def test_chat_with_thinking():
     prompt, answer = chat_turn(renderer(), CHATS[1])
     assert prompt == (
-        SYSTEM + "<|start|>developer<|message|># Instructions\n\nAnswer in French.\n\n<|end|>"
+        SYSTEM + "<|start|>developer<|message|># Instructions\n\nAnswer in French.<|end|>"
         "<|start|>user<|message|>One?<|end|><|start|>assistant<|channel|>final<|message|>Un<|end|>"
         "<|start|>user<|message|>Two?<|end|><|start|>assistant"
     )
@@ -80,10 +80,29 @@ def test_a_tokenizers_own_template_gives_the_same_text(tokenizer):
     ours = renderer(), renderer(tokenizer)
     tokenizer.chat_template = STUB
     theirs = renderer(tokenizer)
+    hub = [renderer(each, "template") for each in (None, tokenizer)]
+    assert routing_prompt(hub[0], "Route.") == routing_prompt(hub[1], "Route.")
+    assert "# Instructions\n\nRoute.\n\n<|end|>" in routing_prompt(hub[1], "Route.").before
     for render in ours:
         assert routing_prompt(render, "Route.") == routing_prompt(theirs, "Route.")
         for chat in CHATS:
             assert chat_turn(render, chat) == chat_turn(theirs, chat)
+
+
+def test_templates_read_as_transformers_renders_them(tokenizer):
+    """Loops that break, marks of what the assistant says, JSON, names of tokens, arguments that nobody gave."""
+    tokenizer.chat_template = (
+        "{{ tools is none }} {{ eos_token }} {{ strftime_now('%Y') }} {{ {'ä': '<b>'} | tojson(indent=1) }}\n"
+        "{% for m in messages %}\n    {% if loop.index > 4 %}{% break %}{% endif %}\n"
+        "{% generation %}{{ m.role }}: {{ m.content }}{% endgeneration %}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    for opened in (False, True):
+        theirs = tokenizer.apply_chat_template(
+            CHATS[1], tokenize=False, add_generation_prompt=opened, strftime_now=lambda _: DATE, reasoning_effort="low"
+        )
+        assert renderer(tokenizer)(CHATS[1], opened) == theirs
+        assert '"ä": "<b>"' in theirs
 
 
 @given(st.text() | st.lists(st.sampled_from([*SPECIAL_TOKENS, "<", "|", "start", "|>", " ", "a"])).map("".join))

@@ -259,7 +259,7 @@ def test_class_balance_changes_training_only(tmp_path):
 
 def test_every_rule_can_be_skipped_and_is_counted(tmp_path):
     rows = tiny({"Tech Support": 60, "Sales": 40})
-    rows[0] |= {"queue": "tech-support", "body": "One <b>two</b>\\nthree  four\x07 fu\u0308nf"}
+    rows[0] |= {"queue": "tech-support", "body": "One <b>two</b>\\nThree  four\x07 fu\u0308nf"}
     rows[1] |= {"language": "EN-gb"}
     rows.append({"body": " ", "queue": "Sales", "language": "en"})
     write(tmp_path / "t.csv", rows)
@@ -268,7 +268,7 @@ def test_every_rule_can_be_skipped_and_is_counted(tmp_path):
     assert report.cleaned == dict.fromkeys(rules, 1) | {"whitespace": 2}
     assert report.dropped == {"without text": 1}
     texts = set(places(tmp_path / "clean"))
-    assert "One two\nthree four f\xfcnf" in texts
+    assert "One two\nThree four f\xfcnf" in texts
     assert report.languages == {"en": 100}
     skipped = prepare(tmp_path / "t.csv", tmp_path / "raw", PrepareOptions(skip=(*rules, "empty-rows")))
     accounts_for_every_row(skipped, tmp_path / "raw", 101)
@@ -276,7 +276,7 @@ def test_every_rule_can_be_skipped_and_is_counted(tmp_path):
     assert skipped.dropped == {}
     assert set(skipped.labels) == {"Tech Support", "Sales", "tech-support"}
     assert set(skipped.languages) == {"en", "EN-gb"}
-    assert "One <b>two</b>\\nthree  four\x07 fu\u0308nf" in set(places(tmp_path / "raw"))
+    assert "One <b>two</b>\\nThree  four\x07 fu\u0308nf" in set(places(tmp_path / "raw"))
 
 
 def test_a_truncated_file_tells_its_line_and_strict_refuses_it(tmp_path):

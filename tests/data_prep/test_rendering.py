@@ -55,13 +55,13 @@ def test_completion_is_plain():
 
 
 def test_instruction_and_label_list_are_configurable():
-    renderer = Renderer(PrepareOptions(instruction="Sort by {column} ({labels})."), "case_type", ["A", "{column}"])
+    renderer = Renderer(PrepareOptions(instruction="Sort by {column} ({labels})."), "case_type", ["A", "{columns}"])
     rendered = renderer.render(ticket("x"), "A")
     assert rendered is not None
-    assert "# Instructions\n\nSort by case type (A, {column}).\n\n" in rendered.input
+    assert "# Instructions\n\nSort by case type (A, {columns}).<|end|>" in rendered.input
     bare = Renderer(PrepareOptions(instruction="Sort."), "queue", ["A", "B"]).render(ticket("x"), "A")
     assert bare is not None
-    assert "# Instructions\n\nSort.\n\n" in bare.input
+    assert "# Instructions\n\nSort.<|end|>" in bare.input
 
 
 @pytest.mark.parametrize("limit", [240, 300, 500, 1500])
@@ -119,3 +119,15 @@ def test_a_row_is_one_line_for_every_reader():
     assert len(line.splitlines()) == 1
     assert json.loads(line)["ticket"] == text
     assert list(json.loads(line)) == ["input", "output", "id", "label", "language", "ticket"]
+
+
+@pytest.mark.parametrize("label", ["<|return|>", " <|end|> ", "{labels}", "{column}", "<name>", "<tel_num>", "</s>"])
+@pytest.mark.parametrize("format", ["harmony", "completion"])
+def test_a_label_that_is_a_placeholder_or_a_control_token_is_refused(tmp_path, tokenizer, format, label):
+    tokenizer.add_special_tokens({"additional_special_tokens": [*tokenizer.additional_special_tokens, "</s>"]})
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"is a (placeholder|control token of the tokenizer): rename it") as error:
+        Renderer(PrepareOptions(format=format, tokenizer=str(tmp_path)), "queue", ["A", label])
+    assert repr(label) in str(error.value)
+    for plain in ("Q&A <internal>", "a < b", "{labels} and more", "<1>"):
+        Renderer(PrepareOptions(format=format), "queue", ["A", plain])

@@ -14,7 +14,7 @@ ATTACK = "<img src=x onerror=alert(1)></pre><script>alert(1)</script>"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer_folder) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    rows = [{"subject": "", "body": f"{ATTACK}\\nnumber {i} " * 2, "queue": f"Q{i % 3} & <b>", "language": "en"}
+    rows = [{"subject": "", "body": f"{ATTACK}   number {i} " * 2, "queue": f"Q{i % 3} & <b>", "language": "en"}
             for i in range(90)]  # fmt: skip
     rows += [rows[0] | {"queue": "Q1 & <b>"}] * 3
     lines = [json.dumps(row) for row in rows]
@@ -54,3 +54,12 @@ def test_nothing_is_wider_than_the_window(folder, tmp_path, width):
     seen = look(folder / "report.html", tmp_path, width)
     assert seen.console == []
     assert seen.width <= seen.window == width
+
+
+def test_the_page_names_the_licence_of_kaggles_tickets(tmp_path):
+    for name, named in (("aa_dataset-tickets-multi-lang-5-2-50-version.csv", True), ("mine.csv", False)):
+        rows = [f"s{i},the body {i} of ticket {i * i},{'AB'[i % 2]}" for i in range(60)]
+        (tmp_path / name).write_text("\n".join(["subject,body,queue", *rows]))
+        prepare(tmp_path / name, tmp_path / name.removesuffix(".csv"), PrepareOptions())
+        page = (tmp_path / name.removesuffix(".csv") / "report.html").read_text()
+        assert ("under CC BY-NC 4.0: not for commercial use" in page) == named

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from converters.storage.nemo_weights import WeightsReader
+from converters.storage.weights_reader import WeightsReader
 from data_prep.prepared import load_prepared
 from evaluation.inspection import ROUTED
 from evaluation.predictions import Predictions

@@ -11,6 +11,7 @@ from common.errors import LaunchError
 from launch import failures, preflight, run_status
 from launch.estimates import disk_of
 from launch.executors import slurm_jobs, tunnel
+from launch.executors.build import arguments_for
 from launch.executors.profiles import load_profile
 from launch.launch_plan import LaunchPlan
 from pipeline.loading import make_run
@@ -190,3 +191,18 @@ def test_unknown_runs(command: tuple[str, ...], tmp_path: Path, monkeypatch: pyt
     ran = nemo_run(*command, "runs/none", cwd=tmp_path)
     assert ran.status == 1
     assert "there is no run runs/none" in ran.err
+
+
+@pytest.mark.parametrize("name", ["my tickets", "$(id)", "a;b", "a:b", "a,b", "a'b", "a\nb", "`id`"])
+@pytest.mark.parametrize("executor", ["slurm", "docker"])
+def test_a_ticket_path_that_a_shell_would_take_apart(tmp_path: Path, executor: str, name: str) -> None:
+    """Before anything is written for it: in a container it becomes a mount."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "t.csv").write_text("subject,body,queue\n")
+    profile = load_profile(None, [f"cluster.executor={executor}", "cluster.container.image=image:1"])
+    run = make_run(TINY, [f"data.source={tmp_path / name / 't.csv'}"], tmp_path / "runs")
+    plan = LaunchPlan.of(run, profile, Selection("prepare"))
+    with pytest.raises(LaunchError, match="is to be mounted into a container") as error:
+        arguments_for(plan, plan.todo[0])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from common.errors import ConfigurationError
+from common.errors import CheckpointError, ConfigurationError
+from common.values import one_line
 from modeling.hf_config import GptOssConfig, megatron_arguments
 
 # gpt-oss-20b's own config.json, in the fields that decide a shape or a number
@@ -71,10 +73,10 @@ def test_rope_parameters_of_newer_transformers() -> None:
         ({"num_key_value_heads": 7}, "do not divide into 7 groups"),
         ({"num_experts_per_tok": 33}, "33 experts a token of 32"),
         ({"layer_types": ["full_attention"] * 3}, "layer_types"),
-        ({"hidden_size": 0}, "below 1"),
+        ({"hidden_size": 0}, "not a whole number from 1"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
-        ({"hidden_size": None}, "wrong kind"),
-        ({"hidden_size": "wide"}, "wrong kind"),
+        ({"hidden_size": None}, "hidden_size is None"),
+        ({"hidden_size": "wide"}, "hidden_size is 'wide'"),
         ({"rope_scaling": {**GPT_OSS_20B["rope_scaling"], "rope_type": "linear"}}, "rope_type is 'linear'"),
     ],
 )
@@ -100,6 +102,66 @@ def test_impossible_configs_are_named(change: dict[str, Any], message: str) -> N
 def test_missing_field_is_named(field: str) -> None:
     with pytest.raises(ConfigurationError, match=field):
         GptOssConfig.from_dict({k: v for k, v in GPT_OSS_20B.items() if k != field})
+
+
+SIZES = [name for name, value in GPT_OSS_20B.items() if type(value) is int and "token" not in name]
+SIZES = [name for name in SIZES if name not in ("initial_context_length", "rope_theta")]
+NUMBERS = ["rms_norm_eps", "rope_theta", "swiglu_limit"]
+ABSURD = (10**12, 10**400, 1e400, float("nan"), -1, 0, True, None, "24", "x" * 10**6, [24], {"a": 1})
+
+
+@pytest.mark.parametrize("value", [*ABSURD, 24.0], ids=lambda value: one_line(repr(value), 12))
+@pytest.mark.parametrize("field", SIZES)
+def test_absurd_sizes_are_refused_at_once(field: str, value: Any) -> None:
+    refused(GPT_OSS_20B | {field: value}, field)
+
+
+@pytest.mark.parametrize("value", ABSURD[1:], ids=lambda value: one_line(repr(value), 12))
+@pytest.mark.parametrize("field", NUMBERS)
+def test_absurd_numbers_are_refused(field: str, value: Any) -> None:
+    refused(GPT_OSS_20B | {field: value}, field)
+
+
+@pytest.mark.parametrize("field", ["factor", "beta_fast", "beta_slow", "original_max_position_embeddings"])
+def test_absurd_ropes_are_refused(field: str) -> None:
+    for value in ABSURD[1:]:
+        refused(GPT_OSS_20B | {"rope_scaling": GPT_OSS_20B["rope_scaling"] | {field: value}}, field)
+
+
+@pytest.mark.parametrize("types", [[["a"]] * 24, [{}] * 24, "sliding_attention", 24, [None] * 24, {"a": 1}])
+def test_layer_types_of_other_kinds(types: Any) -> None:
+    refused(GPT_OSS_20B | {"layer_types": types}, "layer_types")
+
+
+@pytest.mark.parametrize("rope", [[], "yarn", 3, [["factor", 32]]])
+def test_a_rope_that_holds_no_fields(rope: Any) -> None:
+    refused(GPT_OSS_20B | {"rope_scaling": rope}, "rope_scaling")
+
+
+def refused(raw: dict[str, Any], field: str) -> None:
+    started = time.perf_counter()
+    with pytest.raises(ConfigurationError, match=field) as error:
+        GptOssConfig.from_dict(raw)
+    assert len(str(error.value)) < 300
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 100_000, '{"num_hidden_layers": ' + "9" * 5_000 + "}"])
+def test_json_that_no_parser_takes(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigurationError, match="cannot be read as JSON"):
+        GptOssConfig.from_file(tmp_path)
+
+
+def test_a_config_beside_a_private_one(tmp_path: Path) -> None:
+    """A link in a folder that somebody made is not followed; a file that the caller names is."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (tmp_path / "mine.json").write_text(json.dumps(GPT_OSS_20B))
+    (folder / "config.json").symlink_to(tmp_path / "mine.json")
+    with pytest.raises(CheckpointError, match="leads out of its folder"):
+        GptOssConfig.from_file(folder)
+    assert GptOssConfig.from_file(folder / "config.json").num_layers == 24
 
 
 def test_file_errors_name_the_file(tmp_path: Path) -> None:

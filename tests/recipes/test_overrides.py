@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import ConfigurationError
 from common.values import parse_value
-from pipeline.loading import configured, make_run
+from pipeline.loading import configured, make_run, write_run
 
 TINY = Path(__file__).parents[2] / "recipes" / "gpt_oss_tiny_lora.py"
 
@@ -117,3 +117,25 @@ def test_a_recipe_of_version_0_1_is_told_what_moved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("override", "value"), [("name=1e5", "1e5"), ("data.source=007", "007"), ("name=yes", "yes")])
 def test_text_stays_text(override: str, value: str) -> None:
     assert at(configured(TINY, [override]), override.partition("=")[0]) == value
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../evil", "../../evil", "/tmp/evil", "a/b", ".", "..", ".hidden", "-rf", "a b", "a\nb", "$(id)", "a=b"],
+)
+def test_a_run_stays_inside_its_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is no name of one folder inside"):
+        make_run(TINY, [f"name={name}"], tmp_path / "runs")
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "thesis").mkdir(parents=True)
+    (tmp_path / "runs" / "thesis" / "chapter1").write_text("mine")
+    with pytest.raises(ConfigurationError, match=r"thesis holds chapter1 and no recipe\.yaml"):
+        write_run(make_run(TINY, ["name=thesis"], tmp_path / "runs"))
+    assert [path.name for path in (tmp_path / "runs" / "thesis").iterdir()] == ["chapter1"]
+
+
+def test_names_that_people_give(tmp_path: Path) -> None:
+    for name in ("mine", "2026-11-26_lr1e-4", "v1.2+x", "007"):
+        assert make_run(TINY, [f"name={name}"], tmp_path / "runs").path == tmp_path / "runs" / name

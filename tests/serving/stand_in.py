@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,7 +23,8 @@ class StandIn:
     Attributes:
         failures: requests that are answered with 503 before the first good answer.
         echoes: whether it gives log-probabilities of prompts, as vLLM does.
-        constrains: whether it knows structured output.
+        chooses: whether it gives log-probabilities of chosen tokens, as newer vLLM does.
+        constrains: whether it obeys the field `constraint`; others it ignores.
         key: what a client must bring.
         refuses: text in a prompt that is answered with 400.
     """
@@ -31,7 +32,9 @@ class StandIn:
     folder: Path
     failures: int = 0
     echoes: bool = True
+    chooses: bool = True
     constrains: bool = True
+    constraint: str = "structured_outputs"
     key: str | None = None
     refuses: str | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -53,10 +56,21 @@ class StandIn:
                 raise ValueError("echo is not supported")
             answered = [{"text": "", "logprobs": self._prompt_logprobs(prompt)} for prompt in prompts]
         else:
-            choices = body.get("structured_outputs", {}).get("choice") if self.constrains else None
-            answered = [self._generate(prompt, choices, body["max_tokens"]) for prompt in prompts]
+            choices = self._choices(body) if self.constrains else None
+            chosen = body.get("logprob_token_ids", []) if self.chooses else []
+            answered = [self._generate(prompt, choices, body["max_tokens"], chosen) for prompt in prompts]
         # a server may answer in any order: the index tells
         return {"choices": [{"index": i, **choice} for i, choice in enumerate(answered)][::-1]}
+
+    def tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Tokens of a text."""
+        return {"tokens": self.tokenizer.encode(body["prompt"], add_special_tokens=False)}
+
+    def _choices(self, body: dict[str, Any]) -> list[str] | None:
+        given = body.get(self.constraint)
+        if isinstance(given, str):  # llama.cpp's grammar
+            return [json.loads(label) for label in given.removeprefix("root ::= ").split(" | ")]
+        return next(iter(given.values())) if isinstance(given, dict) else given
 
     def _prompt_logprobs(self, tokens: list[int]) -> dict[str, Any]:
         rows = torch.log_softmax(self.logits(torch.tensor([tokens]))[0].double(), dim=-1)
@@ -68,21 +82,24 @@ class StandIn:
             top.append({f"t{token}": float(row[token]), f"t{best}": float(row[best])})
         return {"token_logprobs": own, "top_logprobs": top}
 
-    def _generate(self, prompt: list[int], choices: list[str] | None, most: int) -> dict[str, Any]:
+    def _generate(self, prompt: list[int], choices: list[str] | None, most: int, chosen: list[int]) -> dict[str, Any]:
         """Greedy; with choices, only tokens that lead to one of them and its end."""
         end = self.tokenizer.eos_token_id
         wanted = [[*self.tokenizer.encode(text, add_special_tokens=False), end] for text in choices or []]
         answer: list[int] = []
-        logprobs = []
+        logprobs, top, named = [], [], []
         while len(answer) < most:
             row = torch.log_softmax(self.logits(torch.tensor([[*prompt, *answer]]))[0, -1].double(), dim=-1)
             allowed = {path[len(answer)] for path in wanted if path[: len(answer)] == answer}
             token = max(allowed, key=lambda one: float(row[one])) if wanted else int(row.argmax())
             logprobs.append(float(row[token]))
+            named.append(f"token_id:{token}")
+            top.append({f"token_id:{one}": float(row[one]) for one in {token, *chosen}})
             if token == end:
                 break
             answer.append(token)
-        return {"text": self.tokenizer.decode(answer), "logprobs": {"token_logprobs": logprobs}}
+        found = {"tokens": named, "token_logprobs": logprobs, "top_logprobs": top}
+        return {"text": self.tokenizer.decode(answer), "logprobs": found}
 
 
 @contextmanager
@@ -102,11 +119,12 @@ def serving(model: StandIn) -> Iterator[StandIn]:
                 elif model.failures > 0:
                     model.failures -= 1
                     self._send(503, {"error": "loading"})
-                elif model.refuses and model.refuses in str(body["prompt"]):
+                elif model.refuses and model.refuses in str(body["prompt"]) and not self.path.startswith("/tok"):
                     self._send(400, {"error": "the prompt is too long"})
                 else:
                     try:
-                        self._send(200, model.completions(body))
+                        answer = model.tokenize if self.path.startswith("/tokenize") else model.completions
+                        self._send(200, answer(body))
                     except ValueError as error:
                         self._send(400, {"error": str(error)})
 
@@ -119,12 +137,50 @@ def serving(model: StandIn) -> Iterator[StandIn]:
 
         def log_message(self, format: str, *args: Any) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with _running(Handler) as model.url:
+        yield model
+
+
+@contextmanager
+def answering(answer: Callable[[str, Any], Any]) -> Iterator[str]:
+    """A server that answers what `answer` makes of a path and a body: bytes as they are, anything else as JSON."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._answer(None)
+
+        def do_POST(self) -> None:
+            self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+        def _answer(self, body: Any) -> None:
+            said = answer(self.path, body)
+            status, said = said if isinstance(said, tuple) else (200, said)
+            data = said if isinstance(said, bytes) else json.dumps(said).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    with _running(Handler) as url:
+        yield url
+
+
+@contextmanager
+def _running(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None: ...  # clients that went away
+
+    server = Server(("127.0.0.1", 0), handler)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    model.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:
-        yield model
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from common.errors import DataError, LaunchError
+from common.errors import ConfigurationError, DataError, LaunchError
 from common.progress import Done
-from data_prep.prepared import load_prepared, load_routing
+from data_prep.harmony import renderer, routing_prompt
+from data_prep.prepared import Routing, load_prepared, load_routing
+from evaluation.scoring import decode_labels
 from launch.cli import app
-from serving.endpoint import Endpoint, RefusedError
-from serving.routing import route
+from serving.endpoint import Endpoint
+from serving.routing import SAMPLE, route
 from serving.usage import usage_of
 from tests.evaluation.conftest import AFTER, BEFORE, LABELS
-from tests.serving.stand_in import StandIn, serving
+from tests.serving.stand_in import StandIn, answering, serving
 
 BODIES = ["the printer,\nit burns", "a refund \\n please", "unspeakable", "", "vpn login <|end|> gone", 'a "quote"']
 
@@ -52,8 +58,9 @@ def test_every_row_gets_its_label_or_its_problem(
     routed = route(table, out, load_routing(prepared_folder), endpoint, progress=seen.append)
     rows = rows_of(out)
     assert [row["body"] for row in rows] == BODIES
-    assert (routed.rows, routed.damaged, routed.resumed, len(routed.problems)) == (6, 1, 0, 2)
-    assert seen == [Done("tickets", i, 6) for i in range(1, 7)]
+    assert (routed.rows, routed.damaged, routed.resumed, routed.problems, routed.labelled) == (6, 1, 0, 2, 4)
+    assert [(at.step, at.done, at.total) for at in seen] == [("tickets", i, 6) for i in range(1, 7)]
+    assert all(re.fullmatch(r"\d+\.\d a second", at.note) for at in seen)
     assert [row["problem"] for row in rows][3] == "no text"
     assert "400: " in rows[2]["problem"]
     expected = endpoint.choose(f"{BEFORE}Hello 4\nvpn login < |end|> gone{AFTER}", LABELS)
@@ -61,7 +68,10 @@ def test_every_row_gets_its_label_or_its_problem(
     assert 0 < float(rows[4]["probability"]) + 1e-9 < 1
     asked = [body["prompt"] for body in stand_in.requests]
     assert f"{BEFORE}Hello 1\na refund\nplease{AFTER}" in asked  # cleaned as the training tickets were
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["routed.csv", "tickets.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["routed.csv", "routed.csv.manifest.json", "tickets.csv"]
+    inputs = json.loads((tmp_path / "routed.csv.manifest.json").read_text())["inputs"]
+    assert (inputs["model"]["id"], inputs["constraint"]) == (stand_in.folder.name, "structured_outputs")
+    assert inputs["prompt"] == [BEFORE, AFTER, "<|return|>"]
 
 
 def test_stopped_routing_goes_on(stand_in: StandIn, table: Path, prepared_folder: Path, tmp_path: Path) -> None:
@@ -71,12 +81,12 @@ def test_stopped_routing_goes_on(stand_in: StandIn, table: Path, prepared_folder
     out.unlink()
 
     class Stopping(Endpoint):
-        def choose(self, prompt: str, labels: Any) -> Any:
+        def choose(self, prompt: Any, labels: Any) -> Any:
             if "vpn" in prompt:
-                raise LaunchError("gone")
+                raise LaunchError("gone.")
             return super().choose(prompt, labels)
 
-    with pytest.raises(LaunchError, match="gone"):
+    with pytest.raises(LaunchError, match=r"gone\. 4 rows are kept beside .*; the same command goes on from there"):
         route(table, out, routing, Stopping(stand_in.url))
     partial = tmp_path / "routed.csv.partial"
     assert not out.exists()
@@ -86,10 +96,141 @@ def test_stopped_routing_goes_on(stand_in: StandIn, table: Path, prepared_folder
     routed = route(table, out, routing, Endpoint(stand_in.url))
     assert (routed.rows, routed.resumed) == (6, 1)
     assert out.read_bytes() == whole
-    assert not any("printer" in body["prompt"] for body in stand_in.requests)
-    partial.write_text("something else")
-    (tmp_path / "routed.csv.partial.inputs").write_text("of other inputs")
-    assert route(table, out, routing, Endpoint(stand_in.url)).resumed == 0
+    assert not any("Hello 0" in body["prompt"] for body in stand_in.requests)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"before": "<|start|>user<|message|>Now: "}, "prompt"),
+        ({"skip": ["html"]}, "skip"),
+        ({"exact": True}, "exact"),
+        ({"first_tokens": [-0.1, -3.0]}, "model"),
+        ({}, ""),
+        ({"first_tokens": [-0.12, -2.5]}, ""),  # the rounding of the same weights in another batch
+    ],
+)
+def test_what_was_routed_otherwise_is_asked_again(
+    stand_in: StandIn,
+    table: Path,
+    prepared_folder: Path,
+    tmp_path: Path,
+    change: dict[str, Any],
+    says: str,
+) -> None:
+    routing, out = load_routing(prepared_folder), tmp_path / "routed.csv"
+
+    class Remembering(Endpoint):
+        first_tokens = (-0.1, -2.5)
+
+        def fingerprint(self, prompt: Any) -> list[float]:
+            return list(self.first_tokens)
+
+        def at_once(self, ask: Any, items: Any) -> Any:
+            for number, each in enumerate(super().at_once(ask, items)):
+                if number == 4 and "first_tokens" not in vars(self):
+                    raise LaunchError("gone.")
+                yield each
+
+    with pytest.raises(LaunchError, match="4 rows are kept"):
+        route(table, out, routing, Remembering(stand_in.url))
+    second = Remembering(stand_in.url)
+    second.first_tokens = tuple(change.pop("first_tokens", Remembering.first_tokens))
+    exact = change.pop("exact", False)
+    routed = route(table, out, replace(routing, **change), second, exact=exact)
+    assert (routed.restarted, routed.resumed) == (says, 0 if says else 4)
+
+
+def test_exact_takes_the_likeliest_whole_answer(
+    stand_in: StandIn, table: Path, prepared_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "routed.csv"
+    routed = route(table, out, load_routing(prepared_folder), Endpoint(stand_in.url), exact=True)
+    assert (routed.rows, routed.labelled, routed.constraint) == (6, 5, None)
+    prompts = [f"{BEFORE}Hello 1\na refund\nplease{AFTER}", f'{BEFORE}Hello 5\na "quote"{AFTER}']
+    completions = [label + "<|return|>" for label in LABELS]
+    expected = decode_labels(stand_in.logits, stand_in.tokenizer, prompts, completions, 2)
+    rows = rows_of(out)
+    assert [rows[1]["routed_to"], rows[5]["routed_to"]] == [LABELS[best] for best in expected.best]
+    probabilities = expected.probabilities.max(axis=1)
+    assert [float(rows[i]["probability"]) for i in (1, 5)] == pytest.approx(probabilities, abs=1e-4)
+
+
+def hostile(answer: Any) -> Any:
+    """A server that obeys constraints; `answer` says what becomes of a ticket's prompt and its labels."""
+
+    def speak(path: str, body: Any) -> Any:
+        if body is None:
+            return {"data": [{"id": "m"}]}
+        choice = body.get("structured_outputs", {}).get("choice", ["x"])
+        good = {"choices": [{"text": choice[0], "logprobs": {"token_logprobs": [-0.1]}}]}
+        if len(choice) == 1 or SAMPLE in body["prompt"]:
+            return good
+        return answer(body["prompt"], choice, good)
+
+    return answering(speak)
+
+
+def test_a_row_that_is_not_answered_is_marked_and_nothing_else_is_lost(
+    table: Path, prepared_folder: Path, tmp_path: Path
+) -> None:
+    bad: dict[str, Any] = {
+        "Hello 0": {"choices": [{"text": None}]},
+        "Hello 1": (400, b'=HYPERLINK("http://evil")\r\nx,y\x1b[2J'),
+        "Hello 4": {"choices": [{"text": "Sales", "logprobs": {"token_logprobs": [800.0]}}]},
+        "Hello 5": {"choices": [{"text": "Nonsense\x1b[2J"}]},
+    }
+
+    def answer(prompt: str, choice: list[str], good: Any) -> Any:
+        return next((said for name, said in bad.items() if name in prompt), good)
+
+    with hostile(answer) as url, Endpoint(url) as endpoint:
+        routed = route(table, tmp_path / "r.csv", load_routing(prepared_folder), endpoint)
+    rows = rows_of(tmp_path / "r.csv")
+    assert [row["routed_to"] for row in rows] == ["", "", "IT", "", "Sales", ""]
+    assert (routed.rows, routed.labelled, routed.problems) == (6, 2, 5)
+    assert "answers without text" in rows[0]["problem"]
+    assert "answers 400: =HYPERLINK" in rows[1]["problem"]
+    assert (rows[4]["probability"], "800.0, which is none" in rows[4]["problem"]) == ("", True)
+    assert "is no label" in rows[5]["problem"]
+    assert all(row["problem"].isprintable() and row["problem"][:1] not in "=+-@" for row in rows if row["problem"])
+
+
+def test_a_server_that_breaks_in_the_middle_leaves_the_rows_before(prepared_folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "tickets.csv"
+    table.write_text("body\n" + "".join(f"ticket number {i:02d}\n" for i in range(30)))
+    broken = True
+
+    def answer(prompt: str, choice: list[str], good: Any) -> Any:
+        number = int(re.findall(r"number (\d+)", prompt)[0])
+        return {"choices": []} if broken and (number == 3 or number >= 12) else good
+
+    routing, out = load_routing(prepared_folder), tmp_path / "r.csv"
+    with hostile(answer) as url:
+        with pytest.raises(LaunchError, match=r"8 rows one after the other: .*0 choices.* 12 rows are kept"):
+            route(table, out, routing, Endpoint(url))
+        broken = False
+        routed = route(table, out, routing, Endpoint(url))
+    assert (routed.resumed, routed.rows) == (12, 30)
+    assert [row["body"] for row in rows_of(out)] == [f"ticket number {i:02d}" for i in range(30)]
+    assert [i for i, row in enumerate(rows_of(out)) if not row["routed_to"]] == [3]
+
+
+def test_tickets_with_lone_returns_and_formulas(stand_in: StandIn, prepared_folder: Path, tmp_path: Path) -> None:
+    """A column of the source that has one of our names keeps it."""
+    table = tmp_path / "tickets.jsonl"
+    bodies = ["hello\rforged", "=1+1", "-", "+49 170 1234567", "-12.5", "'=quoted", "new\nline", "null\0sign"]
+    table.write_text("".join(json.dumps({"subject": "s", "body": body, "problem": "old"}) + "\n" for body in bodies))
+    for escape in (True, False):
+        out = tmp_path / f"{escape}.csv"
+        route(table, out, load_routing(prepared_folder), Endpoint(stand_in.url), escape=escape)
+        frame = pd.read_csv(out, dtype=str, keep_default_na=False)
+        assert list(frame.columns) == ["subject", "body", "problem", "routed_to", "probability", "problem_2"]
+        assert frame.body.tolist() == [row["body"] for row in rows_of(out)]
+        marked = {"=1+1", "-", "+49 170 1234567", "'=quoted"} if escape else set()
+        assert frame.body.tolist() == [f"'{body}" if body in marked else body.replace("\0", "") for body in bodies]
+        assert set(frame.problem) == {"old"}
+        assert all(frame.routed_to)
 
 
 def test_what_the_command_says(stand_in: StandIn, table: Path, prepared_folder: Path, tmp_path: Path) -> None:
@@ -97,15 +238,19 @@ def test_what_the_command_says(stand_in: StandIn, table: Path, prepared_folder: 
     arguments = ["route", str(table), "--endpoint", stand_in.url, "--data", str(prepared_folder), "--out", str(out)]
     ran = CliRunner().invoke(app, arguments)
     assert ran.exit_code == 0, ran.output
-    for part in (f"wrote {out}: 6 rows in", "1 rows could not be read", "2 rows have a problem instead of a label"):
+    asked = f"asked {stand_in.folder.name} at {stand_in.url}/v1, constrained by structured_outputs"
+    for part in (asked, f"wrote {out}: 6 rows in", "1 rows could not be read", "2 rows have a problem, such as"):
         assert part in ran.output
     again = CliRunner().invoke(app, [*arguments[:-1], str(table)])
     assert isinstance(again.exception, DataError)
     assert "is the file that is read" in str(again.exception)
     stand_in.constrains = False
     try:
-        with pytest.raises(RefusedError, match="constrains no answers"):
-            route(table, out, load_routing(prepared_folder), Endpoint(stand_in.url))
+        ran = CliRunner().invoke(app, arguments)
+        assert "which obeys no constraint to the labels" in ran.output
+        assert isinstance(ran.exception, LaunchError)
+        assert "no row of" in str(ran.exception)
+        assert len(rows_of(out)) == 6
     finally:
         stand_in.constrains = True
 
@@ -122,3 +267,37 @@ def test_the_code_of_the_model_card_routes_as_the_server_does(
     assert space["route"](ticket.text) == Endpoint(stand_in.url).choose(ticket.input, LABELS).label
     assert f"```text\n{BEFORE}TICKET{AFTER}\n```" in card
     assert '"structured_outputs"' in card
+
+
+def test_a_chat_server_gets_the_messages_of_the_trained_prompt(table: Path, tmp_path: Path) -> None:
+    instruction = "Route the ticket. Answer with its queue, one of: IT, Sales."
+    prompt = routing_prompt(renderer(), instruction)
+    completions = {label: label + "<|return|>" for label in ("IT", "Sales")}
+    routing = Routing(completions, prompt.before, prompt.after, "<|return|>", [])
+    asked: list[dict[str, Any]] = []
+
+    def speak(path: str, body: Any) -> Any:
+        if body is None:
+            return {"data": [{"id": "m"}]}
+        asked.append(body | {"path": path})
+        text = body.get("structured_outputs", {}).get("choice", ["?"])[-1]
+        content = None if "quote" in body["messages"][1]["content"] else text
+        return {"choices": [{"message": {"content": content}, "logprobs": {"content": [{"logprob": -0.5}]}}]}
+
+    with answering(speak) as url, Endpoint(url) as endpoint:
+        routed = route(table, tmp_path / "r.csv", routing, endpoint, chat=True)
+    rows = rows_of(tmp_path / "r.csv")
+    assert [row["routed_to"] for row in rows] == ["Sales", "Sales", "Sales", "", "Sales", ""]
+    assert {row["probability"] for row in rows} == {""}  # the tokens of a chat are more than its answer
+    assert "answered '', which is no label" in rows[5]["problem"]
+    assert routed.constraint == "structured_outputs"
+    assert {body["path"] for body in asked} == {"/v1/chat/completions"}
+    assert {body["reasoning_effort"] for body in asked} == {"low"}
+    contents = [[message["content"] for message in body["messages"]] for body in asked]
+    assert [instruction, "Hello 4\nvpn login < |end|> gone"] in contents
+    with (
+        answering(speak) as url,
+        Endpoint(url) as endpoint,
+        pytest.raises(ConfigurationError, match="leave out --chat"),
+    ):
+        route(table, tmp_path / "r.csv", routing, endpoint, chat=True, exact=True)

@@ -28,7 +28,7 @@ def test_a_replaced_checkpoint_is_gone_when_its_mark_is(tmp_path: Path, saved_as
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(remove_checkpoint=delete_slowly), callbacks=[])
     callback = BestAndLast(dirpath=tmp_path)
     callback.async_save = saved_aside
-    callback._remove_checkpoint(trainer, f"{checkpoint}.ckpt", override_async=saved_aside)
+    callback._remove_checkpoint(trainer, f"{checkpoint}.ckpt", override_async=True)
     assert marked_while_deleted == [True]
     assert list(tmp_path.iterdir()) == []
     assert callback.async_save is saved_aside

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from converters.storage.nemo_weights import WeightsReader
+from converters.storage.weights_reader import WeightsReader
 from pipeline.checkpoints import best_checkpoint, last_checkpoint
 from tests.training.conftest import STEPS
 from tests.training.trainings import Done

@@ -47,6 +47,7 @@ class Job:
         source: data that this run prepares for itself.
         packed: whether this run's experts stay MXFP4, in a base that it imports for itself.
         after: stages that run after fine-tuning.
+        damage: what happened to the last checkpoint before this start.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Job:
     source: str = ""
     packed: bool = False
     after: tuple[str, ...] = ()
+    damage: Literal["flip", "tear", ""] = ""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ def run_listed(listed: Path) -> None:
             assert _forked([partial(_stage, run, stage)], folder / f"{number}.out") == 0
         # a run that is started again is one that ended, if it did, before that was recorded
         (run.path / "stages" / "finetune.json").unlink(missing_ok=True)
+        if job["damage"]:
+            _damage(run, job["damage"])
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
@@ -132,7 +136,7 @@ def _run(path: Path, source: str, overrides: list[str]) -> Any:
 def _rank(run: Any, job: dict[str, Any], rank: int, port: int) -> None:
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["ranks"], "LOCAL_WORLD_SIZE": job["ranks"]}
     os.environ |= {name: str(value) for name, value in ranks.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "forked"}
     if job["stop"]:
         _stop_after(*job["stop"])
     _stage(run, "finetune")
@@ -144,6 +148,18 @@ def _stage(run: Any, name: str) -> None:
 
     sys.argv = ["stage", str(run.path), name]
     os._exit(__main__.main())
+
+
+def _damage(run: Any, how: str) -> None:
+    """Flip a bit of the last checkpoint's largest file, or cut off its end."""
+    from pipeline.checkpoints import last_checkpoint
+
+    weights = last_checkpoint(run.path / "finetune") / "weights"
+    file = max(weights.glob("*.distcp"), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    if how == "flip":
+        content[content.index(b"data/0") + 400] ^= 16  # within the first tensor: its file's header has 64 bytes
+    file.write_bytes(content if how == "flip" else content[: len(content) // 2])
 
 
 def _stop_after(how: str, step: int) -> None:

@@ -1,12 +1,19 @@
-"""Best and last checkpoint of a training: saved after each validation, and every N steps where none is due."""
+"""Best and last checkpoint of a training: saved after each validation, and every N steps where none is due.
+
+The one before the last stays until the next is written, in case the last turns out to be damaged.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from nemo.lightning.ckpt_utils import ckpt_to_dir
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint
+
+from pipeline.checkpoints import superseded
 
 
 class BestAndLast(ModelCheckpoint):
@@ -15,10 +22,6 @@ class BestAndLast(ModelCheckpoint):
     NeMo's own (2.7.3) saves such a step before: it would name and rank it by the loss of the validation before, and
     resuming from it would skip or repeat one.
     """
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._outlived: list[str] | None = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Have the last step validated wherever the interval ends: it is often the best."""
@@ -33,35 +36,38 @@ class BestAndLast(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the best, then the last; delete what they replace when both are there."""
+        """Save the best, then the last."""
         if self._should_skip_saving_checkpoint(trainer):
             return
         candidates = self._monitor_candidates(trainer)
-        self._outlived = []
         self._save_topk_checkpoint(trainer, candidates)
         self._save_last_checkpoint(trainer, candidates)
-        outlived, self._outlived = self._outlived, None
-        for path in outlived:
-            self._remove_checkpoint(trainer, path)
+
+    def _save_last_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+        super()._save_last_checkpoint(trainer, monitor_candidates)
+        best = {ckpt_to_dir(path).name for path in self.best_k_models}
+        folder = Path(str(self.dirpath)).parent
+        old = trainer.strategy.broadcast(superseded(folder, trainer.global_step, best))
+        for path in old:
+            if self.async_save:
+                super()._remove_checkpoint(trainer, f"{path}.ckpt")  # when the one that is being saved is whole
+            else:
+                self._remove_checkpoint(trainer, f"{path}.ckpt", override_async=True)
 
     def _monitor_candidates(self, trainer: pl.Trainer) -> dict[str, torch.Tensor]:
         # MegatronStrategy.training_step logs as "step" the number of steps before it.
         return super()._monitor_candidates(trainer) | {"step": torch.tensor(trainer.global_step)}
 
     def _remove_checkpoint(self, trainer: pl.Trainer, filepath: str, override_async: bool = False) -> None:
-        # The last may be a link to the former best: were that deleted first, a kill could leave nothing to go on from.
-        if self._outlived is not None and not self.async_save:
-            self._outlived.append(filepath)
-        elif self.async_save and not override_async:
-            super()._remove_checkpoint(trainer, filepath)  # when the checkpoint that replaces it is whole
-        else:
-            # NeMo 2.7.3 has a thread delete it where checkpoints are saved aside, and takes away the mark that it is
-            # unfinished at once: half deleted it would pass for whole, and the training would end before the thread.
-            saved_aside, self.async_save = self.async_save, False
-            try:
-                super()._remove_checkpoint(trainer, filepath)
-            finally:
-                self.async_save = saved_aside
+        if not override_async:  # as Lightning asks when it has saved a better or later one: see `superseded`
+            return
+        # NeMo 2.7.3 has a thread delete it where checkpoints are saved aside, and takes away the mark that it is
+        # unfinished at once: half deleted it would pass for whole, and the training would end before the thread.
+        saved_aside, self.async_save = self.async_save, False
+        try:
+            super()._remove_checkpoint(trainer, filepath)
+        finally:
+            self.async_save = saved_aside
 
 
 def validation_follows(trainer: pl.Trainer) -> bool:

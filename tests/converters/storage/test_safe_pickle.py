@@ -31,12 +31,13 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 import converters.storage.nemo_weights as nemo_weights
-from common.artifacts import partial_of
 from common.errors import CheckpointError
+from common.staging import place_of
 from converters.import_hf import import_checkpoint
 from converters.storage.checked_folder import ensure_safe
 from converters.storage.metadata_file import read_metadata
-from converters.storage.nemo_weights import FINISHED, WeightsReader
+from converters.storage.nemo_weights import FINISHED
+from converters.storage.weights_reader import WeightsReader
 from evaluation.weight_changes import changes
 from launch import cli
 from modeling.hf_config import GptOssConfig
@@ -524,7 +525,7 @@ def test_the_notes_of_a_killed_run_are_no_pickles(
         patched.setattr(nemo_weights, "_metadata", stop)  # after all shards
         with pytest.raises(KeyboardInterrupt):
             import_checkpoint(mxfp4_toy, tmp_path / "out")
-    notes = list((partial_of(tmp_path / "out") / "weights").glob(f"*{FINISHED}"))
+    notes = list((place_of(tmp_path / "out") / "weights").glob(f"*{FINISHED}"))
     assert len(notes) == 2
     assert all(isinstance(json.loads(note.read_bytes()), list) for note in notes)
     evil = pickle.dumps(Call(os.system, f"touch {mark}"))
