@@ -15,7 +15,7 @@ from pathlib import Path
 from common.errors import ConfigurationError, NemoRunError
 from common.values import listed
 from launch.executors.profiles import OVERRIDE
-from pipeline.loading import configured, make_run
+from pipeline.loading import configured, folder_named, make_run
 from pipeline.run_folder import RunFolder
 from pipeline.stage import fingerprint_of, stages_of
 
@@ -78,17 +78,19 @@ def make_sweep(file: Path, overrides: Sequence[str], swept: Sequence[str], count
         ConfigurationError: no such recipe, or an axis or an override that does not fit: every point's is listed.
     """
     points = points_of([Axis.of(text) for text in swept], count)
-    names = [text.removeprefix("name=") for text in overrides if text.startswith("name=")]
-    common = [text for text in overrides if not text.startswith("name=")]
-    asked = chr(0).join([*sorted(common), "", *swept, str(count or "")])
-    name = names[-1] if names else f"{configured(file, [])['name']}-sweep-{_hash(asked)}"
+    naming = [text for text in overrides if text.startswith("name=")]
+    common = [text for text in overrides if text not in naming]
+    name = configured(file, naming)["name"]
+    if not naming:
+        name += "-sweep-" + _hash(chr(0).join([*sorted(common), "", *swept, str(count or "")]))
+    folder = folder_named(name, runs)
 
     def make(point: Point) -> RunFolder:
-        return make_run(file, [*common, *point.overrides, f"name={name}/{point.name}"], runs)
+        return make_run(file, [*common, *point.overrides, f"name={point.name}"], folder)
 
     made = each_or_all_errors(points, make)
     _refuse_equals(points, made)
-    return Sweep((runs / name).resolve(), tuple(points), tuple(made))
+    return Sweep(folder, tuple(points), tuple(made))
 
 
 def points_of(axes: Sequence[Axis], count: int | None = None) -> list[Point]:

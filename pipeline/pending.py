@@ -61,11 +61,10 @@ def first_unrecorded(run: RunFolder, last: str) -> str | None:
 
     Unlike `is_current` this needs neither the outputs nor the ticket source: they may lie on another machine.
     """
-    stages = stages_of(run.recipe)
+    stages = Selection(last=last).of(run)
     records = {stage.name: artifacts.read_manifest(stage.output(run), record_of(stage, run)) for stage in stages}
+    made = {name: record.fingerprint for name, record in records.items() if record}
     final = records[last]
-    if final is not None:
-        read = {name: wanted for name, wanted in final.inputs["after"].items() if records[name] is not None}
-        if all(wanted == getattr(records[name], "fingerprint", None) for name, wanted in read.items()):
-            return None  # also where a record of what was shared did not come along
-    return next((name for name, record in records.items() if record is None), last)
+    if final and all(made.get(name, read) == read for name, read in final.inputs["after"].items()):
+        return None  # also where a record of what was shared did not come along
+    return next((name for name in records if name not in made), last)

@@ -29,11 +29,24 @@ def is_sweep(folder: Path) -> bool:
     return (folder / SWEEP_FILE).is_file()
 
 
+def title_of(run: Path) -> str:
+    """What services call a run: its folder's name, behind that of its sweep."""
+    return f"{run.parent.name}/{run.name}" if is_sweep(run.parent) else run.name
+
+
 def write_sweep(folder: Path, about: Mapping[str, Any], points: Mapping[str, Sequence[str]]) -> None:
-    """Note what is swept, and each point's name with its overrides; points of an earlier launch stay listed."""
-    earlier = _read(folder)["points"] if is_sweep(folder) else {}
-    tree = {**about, "points": {**earlier, **{name: list(overrides) for name, overrides in points.items()}}}
+    """Note what is swept, and each point's name with its overrides; points of an earlier launch stay listed.
+
+    Raises:
+        ConfigurationError: the folder holds files and is no sweep's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    earlier = _read(folder)["points"] if is_sweep(folder) else {}
+    if not is_sweep(folder) and (others := [path.name for path in folder.iterdir() if path.suffix != ".tmp"]):
+        raise ConfigurationError(
+            f"{folder} holds {min(others)} and no {SWEEP_FILE}: it is no sweep, choose another name= or --runs."
+        )
+    tree = {**about, "points": {**earlier, **{name: list(overrides) for name, overrides in points.items()}}}
     artifacts.write_text(folder / SWEEP_FILE, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120))
 
 

@@ -90,7 +90,7 @@ def _waiting(plan: LaunchPlan, stage: Stage) -> Arguments:
     NeMo-Run knows only those (nemo_run 0.11.1, `Experiment._run_dag`), and its command line wins over the script.
     """
     waits = plan.waits.get(stage.name)
-    if waits is None:
+    if waits is None or plan.profile.executor != "slurm":
         return {}
     if plan.dependencies(stage):
         return {"dependency_type": f"{waits},{AFTER}"}
@@ -110,7 +110,7 @@ def _torchrun(plan: LaunchPlan) -> Any:
     """NeMo-Run's torchrun launcher at a rendezvous of this run's own, the same at every launch."""
     import nemo_run
 
-    number = zlib.crc32(plan.recipe.name.encode())
+    number = zlib.crc32("/".join(plan.run.path.parts[-2:]).encode())  # sweeps name their runs alike
     return nemo_run.Torchrun(rdzv_id=number % 10_000, rdzv_port=20_000 + number % 10_000)
 
 

@@ -16,11 +16,11 @@ from launch import preflight, run_status
 from launch.executors.profiles import Profile, load_profile
 from launch.sweep import Axis, Sweep, make_sweep, points_of
 from launch.sweep_start import Queue, SweepPlan, launch_sweep, show_sweep
-from pipeline.loading import write_run
+from pipeline.loading import make_run, write_run
 from pipeline.pending import Selection
 from pipeline.run_folder import RunFolder
 from pipeline.stage import Details, is_current, record, stage_named
-from pipeline.sweep_folder import is_sweep, makers, runs_of_sweep, share, write_sweep
+from pipeline.sweep_folder import is_sweep, makers, runs_of_sweep, share, title_of, write_sweep
 
 TINY = REPOSITORY / "recipes" / "gpt_oss_tiny_lora.py"
 LR, DIM = "optim.config.lr=1e-3,4e-3", "peft.dim=4,8,16"
@@ -125,6 +125,26 @@ def test_the_same_command_finds_its_sweep_again_and_a_name_chooses_one(tmp_path:
     assert [run.recipe.optimizer["lr"] for run in named.runs] == [1e-3, 4e-3]
 
 
+@pytest.mark.parametrize("name", ["../evil", "a/b", ".hidden", "a b"])
+def test_a_sweep_stays_inside_its_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="is no name of one folder inside"):
+        sweep_of(tmp_path, LR, overrides=(f"name={name}",))
+
+
+def test_a_folder_that_is_no_sweep_is_left_alone(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, LR, overrides=("name=short",))
+    write_run(make_run(TINY, ["name=short"], tmp_path / "runs"))
+    with pytest.raises(ConfigurationError, match=r"short holds recipe\.yaml and no sweep\.yaml: it is no sweep"):
+        write_sweep(sweep.folder, {}, {})
+
+
+def test_services_tell_runs_of_two_sweeps_apart(tmp_path: Path) -> None:
+    run = sweep_of(tmp_path, LR, overrides=("name=mine",)).runs[0]
+    assert title_of(run.path) == "lr-1e-3"
+    write_sweep(run.path.parent, {}, {})
+    assert title_of(run.path) == "mine/lr-1e-3"
+
+
 # ---- shared stages ---------------------------------------------------------------------------------------------------
 
 
@@ -149,10 +169,10 @@ def test_a_linked_stage_is_current_by_its_own_folder_also_where_the_sweep_was_mo
     sweep = sweep_of(tmp_path, LR, overrides=("name=mine",))
     write_sweep(sweep.folder, {}, {point.name: point.overrides for point in sweep.points})
     first, second = sweep.runs
-    for (_, name), maker in makers(sweep.runs).items():
-        share(second, stage_named(name), maker)
     for run in sweep.runs:
         write_run(run)
+    for (_, name), maker in makers(sweep.runs).items():
+        share(second, stage_named(name), maker)
     assert linked(second) == {"model", "data", "renamed", "base", "pretrain"}
     assert not is_current(stage_named("prepare"), second), "it is not made yet"
     for name in ("model", "prepare", "import", "pretrain"):
@@ -171,6 +191,7 @@ def test_a_linked_stage_is_current_by_its_own_folder_also_where_the_sweep_was_mo
 
 def test_a_larger_sweep_of_that_name_takes_what_is_there(tmp_path: Path) -> None:
     small = sweep_of(tmp_path, "peft.dim=8,16", overrides=("name=mine",))
+    write_sweep(small.folder, {}, {point.name: point.overrides for point in small.points})
     for run in small.runs:
         write_run(run)
     for name in ("model", "prepare", "import", "pretrain"):
@@ -179,7 +200,6 @@ def test_a_larger_sweep_of_that_name_takes_what_is_there(tmp_path: Path) -> None
     assert {maker.path.name for maker in makers(large.runs).values()} == {"dim-8"}
     plan = SweepPlan(large, Profile(), Selection())
     assert [[stage.name for stage in each.todo] for each in plan.plans] == [["finetune", "evaluate", "export"]] * 3
-    write_sweep(small.folder, {}, {point.name: point.overrides for point in small.points})
     write_sweep(large.folder, {}, {point.name: point.overrides for point in large.points[:1]})
     assert [path.name for path in runs_of_sweep(large.folder)] == ["dim-8", "dim-16"], "dim-4 has no folder yet"
 
@@ -235,7 +255,7 @@ def test_the_scripts_of_slurm_say_what_they_wait_for(tmp_path: Path) -> None:
     told = printed.getvalue().partition("2 of 2: peft.dim=8")[2]
     scripts = dict(zip(*[iter(re.split(r"# --- (\w+) ---\n", told)[1:])] * 2, strict=True))
     assert list(scripts) == ["finetune", "evaluate", "export"]
-    assert "#SBATCH --dependency=afterok:<dim-4.prepare>:<dim-4.import>:<dim-4.pretrain>\n" in scripts["finetune"]
+    assert "#SBATCH --dependency='afterok:<dim-4.prepare>:<dim-4.import>:<dim-4.pretrain>'\n" in scripts["finetune"]
     assert "--dependency=afterok:<dim-4.prepare>,afterok:<finetune> " in scripts["evaluate"]
     assert "--dependency=afterok:<finetune>:<evaluate> " in scripts["export"]
     assert all("#SBATCH --kill-on-invalid-dep=yes" in script for script in scripts.values())
