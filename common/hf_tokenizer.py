@@ -24,7 +24,7 @@ def open_tokenizer(name: str) -> Any:
     logging.set_verbosity_error()  # else it is said that the classes have different names
     try:
         fields = {field: value for field, value in old_settings(settings).items() if field != "tokenizer_class"}
-        return transformers.PreTrainedTokenizerFast.from_pretrained(name, **fields)
+        return transformers.PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False, **fields)
     finally:
         logging.set_verbosity(verbosity)
 
