@@ -12,7 +12,7 @@ from launch.executors.slurm_jobs import JobState, job_states
 from launch.executors.tunnel import ask, is_remote
 from pipeline.run_folder import RunFolder, is_run
 from pipeline.stage import Stage, details_of, is_current, stages_of
-from pipeline.sweep_folder import runs_of_sweep
+from pipeline.sweep_folder import last_stage_of, runs_of_sweep
 
 WORDS = {
     "PENDING": "waiting",
@@ -65,9 +65,10 @@ def of_run(name: str) -> list[Row]:
 def of_sweep(folder: Path) -> list[Row]:
     """A row for each run of a sweep, under the run's name: its first failure, what runs, or what it waits for."""
     rows = []
-    running = store.holder(folder) is not None
+    running, last = store.holder(folder) is not None, last_stage_of(folder)
     for path in runs_of_sweep(folder):
-        row = _decisive(of_run(str(path)))
+        stages = of_run(str(path))
+        row = _decisive(stages[: 1 + [stage.stage for stage in stages].index(last)])
         state = "waiting" if running and row.state == "not started" else row.state
         note = row.note if state == "done" else f"{row.stage} {row.note}".rstrip()
         rows.append(Row(path.name, state, row.job, note))

@@ -61,7 +61,10 @@ def settle(plan: LaunchPlan) -> None:
 
 
 def until_ended(runs: Sequence[str], seconds: float = 2.0) -> dict[str, str]:
-    """Print each change of a stage's state until none of these runs has a job left; why runs failed, by run."""
+    """Print each change of a stage's state until none of these runs has a job left; why runs failed, by run.
+
+    Asks Slurm once a run, and waits as many `seconds` for each before it asks again.
+    """
     shown: dict[tuple[str, str], str] = {}
     while True:
         rows = [(run, row) for run in runs for row in run_status.of_run(run)]
@@ -73,7 +76,7 @@ def until_ended(runs: Sequence[str], seconds: float = 2.0) -> dict[str, str]:
         if not any(row.active for _, row in rows):
             # the first failed stage of each
             return {run: f"stage {row.stage} {row.state}: {row.note}" for run, row in reversed(rows) if row.failed}
-        time.sleep(seconds)
+        time.sleep(seconds * len(runs))
 
 
 def summarise(plan: LaunchPlan, seconds: float) -> None:

@@ -8,7 +8,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +41,8 @@ class Axis:
         Raises:
             ConfigurationError: no key, fewer than two values, an empty one or the same one twice, or no recipe's key.
         """
-        key, _, listed = text.partition("=")
-        values = _split(listed)
+        key, _, tail = text.partition("=")
+        values = _split(tail)
         if not key or len(values) < 2 or "" in values:
             raise ConfigurationError(f"--sweep {text!r} names no values: write for example --sweep peft.dim=8,16.")
         if key == "name" or key.startswith(OVERRIDE):
@@ -77,7 +77,6 @@ def make_sweep(file: Path, overrides: Sequence[str], swept: Sequence[str], count
     Raises:
         ConfigurationError: no such recipe, or an axis or an override that does not fit: every point's is listed.
     """
-    points = points_of([Axis.of(text) for text in swept], count)
     naming = [text for text in overrides if text.startswith("name=")]
     common = [text for text in overrides if text not in naming]
     name = configured(file, naming)["name"]
@@ -85,10 +84,16 @@ def make_sweep(file: Path, overrides: Sequence[str], swept: Sequence[str], count
         name += "-sweep-" + _hash(chr(0).join([*sorted(common), "", *swept, str(count or "")]))
     folder = folder_named(name, runs)
 
-    def make(point: Point) -> RunFolder:
-        return make_run(file, [*common, *point.overrides, f"name={point.name}"], folder)
-
-    made = each_or_all_errors(points, make)
+    points = points_of([Axis.of(text) for text in swept], count)
+    made: list[RunFolder] = []
+    errors: dict[str, list[str]] = {}
+    for point in points:
+        try:
+            made.append(make_run(file, [*common, *point.overrides, f"name={point.name}"], folder))
+        except NemoRunError as error:
+            errors.setdefault(str(error), []).append(point.name)
+    if errors:
+        raise ConfigurationError(by_point(errors, len(points)))
     _refuse_equals(points, made)
     return Sweep(folder, tuple(points), tuple(made))
 
@@ -118,24 +123,6 @@ def points_of(axes: Sequence[Axis], count: int | None = None) -> list[Point]:
         Point(name if taken[name] == 1 else f"{name}-{_hash(chr(0).join(given))}", given)
         for name, given in zip(names, overrides, strict=True)
     ]
-
-
-def each_or_all_errors(points: Sequence[Point], make: Callable[[Point], RunFolder]) -> list[RunFolder]:
-    """What `make` gives for every point.
-
-    Raises:
-        ConfigurationError: it failed for some; each is listed.
-    """
-    made: list[RunFolder] = []
-    errors: dict[str, list[str]] = {}
-    for point in points:
-        try:
-            made.append(make(point))
-        except NemoRunError as error:
-            errors.setdefault(str(error), []).append(point.name)
-    if errors:
-        raise ConfigurationError(by_point(errors, len(points)))
-    return made
 
 
 def by_point(reasons: dict[str, list[str]], total: int) -> str:

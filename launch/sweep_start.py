@@ -21,7 +21,7 @@ from pipeline.loading import write_run
 from pipeline.pending import Selection, not_made
 from pipeline.run_folder import RunFolder
 from pipeline.stage import stage_named
-from pipeline.sweep_folder import makers, share, write_sweep
+from pipeline.sweep_folder import is_sweep, makers, runs_of_sweep, share, write_sweep
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class SweepPlan:
     @cached_property
     def makers(self) -> dict[tuple[Path, str], RunFolder]:
         """Which run makes a stage for which other."""
-        return makers(self.sweep.runs)
+        folder, paths = self.sweep.folder, {run.path for run in self.sweep.runs}
+        earlier = runs_of_sweep(folder) if is_sweep(folder) else []
+        return makers(self.sweep.runs, [RunFolder.open(path) for path in earlier if path not in paths])
 
     @cached_property
     def whole(self) -> list[LaunchPlan]:
@@ -86,7 +88,8 @@ def launch_sweep(plan: SweepPlan, about: Mapping[str, object], *, wait: bool = F
             "the sweep where they lie (from the login node), or run by run."
         )
     _check(plan, force)
-    write_sweep(sweep.folder, about, {point.name: point.overrides for point in sweep.points})
+    last = plan.selection.of(sweep.runs[0])[-1].name
+    write_sweep(sweep.folder, {**about, "until": last}, {point.name: point.overrides for point in sweep.points})
     with store.locked(sweep.folder):
         for run in sweep.runs:
             write_run(run)

@@ -19,7 +19,7 @@ from common.errors import ConfigurationError
 from common.values import one_line
 from pipeline.resume import begun_note
 from pipeline.run_folder import RunFolder, is_run
-from pipeline.stage import Stage, fingerprint_of, is_current, record_of, stage_named, stages_of
+from pipeline.stage import STAGES, Stage, fingerprint_of, is_current, record_of, stage_named, stages_of
 
 SWEEP_FILE = "sweep.yaml"
 
@@ -50,6 +50,15 @@ def write_sweep(folder: Path, about: Mapping[str, Any], points: Mapping[str, Seq
     artifacts.write_text(folder / SWEEP_FILE, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120))
 
 
+def last_stage_of(folder: Path) -> str:
+    """The stage with which a run of the sweep is done, as it was last launched.
+
+    Raises:
+        ConfigurationError: sweep.yaml is damaged.
+    """
+    return _read(folder).get("until", STAGES[-1].name)
+
+
 def runs_of_sweep(folder: Path) -> list[Path]:
     """The run folders of a sweep, in the order of its points.
 
@@ -70,23 +79,26 @@ def _read(folder: Path) -> dict[str, Any]:
     return tree
 
 
-def makers(runs: Sequence[RunFolder]) -> dict[tuple[Path, str], RunFolder]:
-    """Which run makes a stage for which other: by the other's path and the stage's name.
+def makers(runs: Sequence[RunFolder], earlier: Sequence[RunFolder] = ()) -> dict[tuple[Path, str], RunFolder]:
+    """Which run makes a stage for which other of `runs`: by the other's path and the stage's name.
 
     Stages with equal fingerprints are the same. One that a run has made or begun itself stays its own; of several, the
-    one that is current is the others', else one that was begun, else the first run's.
+    one that is current is the others', else one that was begun, else the first run's. What an `earlier` run has made
+    counts as well, but nothing is made there.
     """
     same: dict[tuple[str, str], list[RunFolder]] = {}
     for run in runs:
         for stage in stages_of(run.recipe):
             same.setdefault((stage.name, fingerprint_of(stage, run)), []).append(run)
-    found: dict[tuple[Path, str], RunFolder] = {}
-    for (name, _), group in same.items():
+    made: dict[tuple[Path, str], RunFolder] = {}
+    for (name, fingerprint), group in same.items():
         stage = stage_named(name)
-        own = [run for run in group if any(_is_real(path, run) for path in _left_by(stage, run))]
-        maker = next((run for run in own if is_current(stage, run)), (own or group)[0])
-        found |= {(run.path, name): maker for run in group if run is not maker and run not in own}
-    return found
+        own = [run for run in group if _has_begun(stage, run)]
+        others = (run for run in earlier if _has_begun(stage, run) and fingerprint_of(stage, run) == fingerprint)
+        current = (run for run in (*own, *others) if is_current(stage, run))
+        maker = next(current, (own or group)[0])
+        made |= {(run.path, name): maker for run in group if run is not maker and run not in own}
+    return made
 
 
 def share(run: RunFolder, stage: Stage, maker: RunFolder) -> None:
@@ -106,5 +118,8 @@ def _left_by(stage: Stage, run: RunFolder) -> list[Path]:
     return [stage.output(run), *stage.beside(run), record_of(stage, run), begun_note(run, stage)]
 
 
-def _is_real(path: Path, run: RunFolder) -> bool:
-    return path.is_relative_to(run.path) and path.exists() and not path.is_symlink()
+def _has_begun(stage: Stage, run: RunFolder) -> bool:
+    """Whether something of the stage lies in the run folder itself."""
+    return any(
+        path.is_relative_to(run.path) and path.exists() and not path.is_symlink() for path in _left_by(stage, run)
+    )
