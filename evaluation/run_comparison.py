@@ -8,6 +8,15 @@ from typing import Any
 
 from evaluation.comparison import Comparison, compare
 from evaluation.run_figures import BASE, Ran, Score, total_of
+from pipeline.history import last_loss
+
+FIGURES = (
+    *("macro_f1", "macro_f1_low", "macro_f1_high", "accuracy", "base_macro_f1"),
+    *("macro_f1_minus_best", "minus_best_low", "minus_best_high", "gained", "lost", "p_value", "p_value_holm"),
+    *("validation_loss", "validation_step", "training_loss", "relative_change", "effective_rank"),
+    *("steps", "tokens", "training_seconds", "finetune_seconds", "evaluate_seconds", "memory_gb"),
+)
+"""Of a run, as the columns of the CSV name them."""
 
 
 @dataclass(frozen=True)
@@ -87,26 +96,28 @@ class RunComparison:
         return notes
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a run, as the CSV has them."""
-        rows = []
-        for run in self.runs:
-            row: dict[str, Any] = {"run": run.name, "waits_for": run.waits_for}
-            row |= {key: run.settings.get(key) for key in self.settings}
-            score, test, validation = run.score, self.tests.get(run.name), run.validation or (None, None)
-            low, high = score.macro_f1_interval if score else (None, None)
-            row |= {"macro_f1": score and score.macro_f1, "macro_f1_low": low, "macro_f1_high": high}
-            row |= {"accuracy": score and score.accuracy, "base_macro_f1": score and run.scores[BASE].macro_f1}
-            low, high = test.macro_f1_interval if test else (None, None)
-            row |= {"macro_f1_minus_best": test and test.macro_f1, "minus_best_low": low, "minus_best_high": high}
-            row |= {"gained": test and test.gained, "lost": test and test.lost}
-            row |= {"p_value": test and test.p_value, "p_value_holm": self.p_values.get(run.name)}
-            row |= {"validation_loss": validation[0], "validation_step": validation[1], "training_loss": run.last_loss}
-            total = total_of(run.changes) if run.changes else None
-            row |= {"relative_change": total and total["relative"], "effective_rank": total and total["rank"]}
-            row |= {"steps": run.steps, "tokens": run.tokens, "training_seconds": run.training_seconds}
-            row |= {f"{stage}_seconds": run.seconds.get(stage) for stage in ("finetune", "evaluate")}
-            rows.append(row | {"memory_gb": run.memory_gb})
-        return rows
+        """One row a run, with the settings that differ and as many of `FIGURES` as there are."""
+        return [self._row(run) for run in self.runs]
+
+    def _row(self, run: Ran) -> dict[str, Any]:
+        row: dict[str, Any] = {key: run.settings.get(key) for key in self.settings}
+        row |= {"run": run.name, "waits_for": run.waits_for, "training_loss": last_loss(run.history)}
+        row |= {"steps": run.steps, "tokens": run.tokens, "training_seconds": run.training_seconds}
+        row |= {f"{stage}_seconds": run.seconds.get(stage) for stage in ("finetune", "evaluate")}
+        row |= {"memory_gb": run.memory_gb}
+        if score := run.score:
+            row |= {"macro_f1": score.macro_f1, "accuracy": score.accuracy, "base_macro_f1": run.scores[BASE].macro_f1}
+            row["macro_f1_low"], row["macro_f1_high"] = score.macro_f1_interval
+        if test := self.tests.get(run.name):
+            row |= {"macro_f1_minus_best": test.macro_f1, "gained": test.gained, "lost": test.lost}
+            row["minus_best_low"], row["minus_best_high"] = test.macro_f1_interval
+            row |= {"p_value": test.p_value, "p_value_holm": self.p_values[run.name]}
+        if run.validation:
+            row["validation_loss"], row["validation_step"] = run.validation
+        if run.changes:
+            total = total_of(run.changes)
+            row |= {"relative_change": total["relative"], "effective_rank": total["rank"]}
+        return row
 
 
 def console_table(comparison: RunComparison) -> str:

@@ -15,7 +15,7 @@ from common.pages import write_page
 from evaluation import charts
 from evaluation.charts import Bar, Line
 from evaluation.inspection_page import by_module
-from evaluation.run_comparison import RunComparison
+from evaluation.run_comparison import FIGURES, RunComparison
 from evaluation.run_figures import BASE, Ran, total_of
 
 TEMPLATE = Path(__file__).parent / "run_comparison.html.jinja"
@@ -29,11 +29,10 @@ MOST_LETTERS = 24
 
 def write_comparison(folder: Path, comparison: RunComparison) -> None:
     """Write comparison.html, comparison.csv and the manifest into a folder."""
-    rows = comparison.rows()
     with (folder / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, ["run", "waits_for", *comparison.settings, *FIGURES])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(comparison.rows())
     _write_html(folder / "comparison.html", comparison)
     inputs = {
         run.name: run.settings | {name: asdict(score) for name, score in run.scores.items()} for run in comparison.runs

@@ -14,10 +14,10 @@ from common.progress import Progress, quiet
 from evaluation.metrics import Interval
 from evaluation.weight_changes import Change, changes
 from pipeline.checkpoints import base_of, exported_parts
-from pipeline.history import read_history
+from pipeline.history import last_step, read_history
 from pipeline.pending import first_unrecorded
 from pipeline.run_folder import RunFolder
-from pipeline.stage import details_of, stages_of
+from pipeline.stage import details_of, record_of, stages_of
 from recipes.schema.recipe import Recipe
 from recipes.schema.trees import LAZY
 
@@ -43,7 +43,7 @@ class Ran:
         waits_for: the stage that is to be done before the run can be compared; None where it is evaluated.
         settings: every field of its recipe as text, by its key.
         history: rows of fine-tuning's history.jsonl.
-        seconds: of each stage that this run made itself, when it last ran.
+        seconds: of each finished stage, when it last ran.
         scores: of the base and the tuned model; empty for conversations.
         answers: of the tuned model, in the order of the test tickets.
         changes: of its matrices by fine-tuning; None where neither `inspect` nor the checkpoints tell.
@@ -65,7 +65,7 @@ class Ran:
 
     @property
     def steps(self) -> int:
-        return max((int(row["step"]) for row in self.history), default=0)
+        return last_step(self.history)
 
     @property
     def tokens(self) -> int:
@@ -88,12 +88,6 @@ class Ran:
         rows = [(float(row["val_loss"]), int(row["step"])) for row in self.history if row.get("val_loss") is not None]
         return min(rows, default=None)
 
-    @property
-    def last_loss(self) -> float | None:
-        """Mean training loss of the last ten steps."""
-        losses = [float(row["loss"]) for row in self.history if row.get("loss") is not None][-10:]
-        return sum(losses) / len(losses) if losses else None
-
 
 def read_run(folder: Path, name: str, progress: Progress = quiet) -> Ran:
     """Read a run folder; nothing outside of it, and no NeMo, is needed.
@@ -109,7 +103,11 @@ def read_run(folder: Path, name: str, progress: Progress = quiet) -> Ran:
         waits_for,
         settings_of(run.recipe),
         read_history(run.finetune),
-        {stage.name: details_of(stage, run).seconds for stage in stages_of(run.recipe)},
+        {
+            stage.name: details_of(stage, run).seconds
+            for stage in stages_of(run.recipe)
+            if record_of(stage, run).is_file()
+        },
         _scores(run.evaluation) if evaluated else {},
         _answers(run.evaluation) if evaluated else [],
         _changes(run, progress) if evaluated else None,

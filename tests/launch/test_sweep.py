@@ -197,9 +197,12 @@ def test_a_larger_sweep_of_that_name_takes_what_is_there(tmp_path: Path) -> None
     for name in ("model", "prepare", "import", "pretrain"):
         finish(small.runs[0], name)
     large = sweep_of(tmp_path, "peft.dim=4,8,16", overrides=("name=mine",))
-    assert {maker.path.name for maker in makers(large.runs).values()} == {"dim-8"}
-    plan = SweepPlan(large, Profile(), Selection())
-    assert [[stage.name for stage in each.todo] for each in plan.plans] == [["finetune", "evaluate", "export"]] * 3
+    other = sweep_of(tmp_path, "peft.dim=32,64", overrides=("name=mine",))
+    for sweep in (large, other):
+        plan = SweepPlan(sweep, Profile(), Selection())
+        assert {maker.path.name for maker in plan.makers.values()} == {"dim-8"}
+        tail = ["finetune", "evaluate", "export"]
+        assert [[stage.name for stage in each.todo] for each in plan.plans] == [tail] * len(sweep.runs)
     write_sweep(large.folder, {}, {point.name: point.overrides for point in large.points[:1]})
     assert [path.name for path in runs_of_sweep(large.folder)] == ["dim-8", "dim-16"], "dim-4 has no folder yet"
 
@@ -293,14 +296,16 @@ def test_the_status_of_a_sweep_has_a_line_a_run(tmp_path: Path) -> None:
         for (path, name), maker in makers(sweep.runs).items():
             if path == run.path:
                 share(run, stage_named(name), maker)
-    for name in ("model", "prepare", "import", "pretrain", "finetune", "evaluate", "export"):
+    for name in ("model", "prepare", "import", "pretrain", "finetune", "evaluate"):
         finish(sweep.runs[0], name)
     finish(sweep.runs[1], "finetune")
-    rows = [(row.stage, row.state, row.note) for row in run_status.of_sweep(sweep.folder)]
-    assert rows == [
-        ("dim-4", "done", "made by dim-4"),
-        ("dim-8", "not started", "evaluate"),
-        ("dim-16", "not started", "finetune"),
-    ]
+
+    def rows() -> list[tuple[str, str, str]]:
+        return [(row.stage, row.state, row.note) for row in run_status.of_sweep(sweep.folder)]
+
+    later = [("dim-8", "not started", "evaluate"), ("dim-16", "not started", "finetune")]
+    assert rows() == [("dim-4", "not started", "export"), *later]
+    write_sweep(sweep.folder, {"until": "evaluate"}, {})
+    assert rows() == [("dim-4", "done", "made by dim-4"), *later]
     noted = json.loads((sweep.runs[1].path / "stages" / "prepare.json").read_text())
     assert noted["details"]["made"] == "made by dim-4"
