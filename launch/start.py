@@ -24,7 +24,9 @@ def run_stages(plan: LaunchPlan, *, wait: bool = False, force: bool = False) -> 
     Raises:
         LaunchError: a check failed, the cluster refused a job, or a stage failed.
     """
-    say_current(plan)
+    for stage in plan.stages:
+        if stage not in plan.todo:
+            print(f"{stage.name}: current, skipped ({stage.output(plan.run)})", flush=True)
     if not plan.todo:
         return
     connect(plan.tunnel)
@@ -43,13 +45,6 @@ def run_stages(plan: LaunchPlan, *, wait: bool = False, force: bool = False) -> 
     print(f"nemo-run status {name} · nemo-run logs -f {name} · nemo-run cancel {name}", flush=True)
     if wait and (failed := until_ended([name])):
         raise LaunchError(failed[name])
-
-
-def say_current(plan: LaunchPlan) -> None:
-    """Print which stages are current and need not run."""
-    for stage in plan.stages:
-        if stage not in plan.todo and stage.name not in plan.makers:
-            print(f"{stage.name}: current, skipped ({stage.output(plan.run)})", flush=True)
 
 
 def settle(plan: LaunchPlan) -> None:

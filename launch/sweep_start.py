@@ -14,7 +14,7 @@ from launch.executors.build import AFTER
 from launch.executors.profiles import Profile
 from launch.launch_plan import LaunchPlan
 from launch.run_status import active_jobs
-from launch.start import say_current, settle, until_ended
+from launch.start import settle, until_ended
 from launch.sweep import Sweep, by_point
 from pipeline import resume
 from pipeline.loading import write_run
@@ -138,11 +138,10 @@ def _run(plan: SweepPlan) -> dict[str, str]:
     failed: dict[str, str] = {}
     for number, each in enumerate(plan.plans, 1):
         name = each.run.path.name
-        print(f"{name} ({number} of {len(plan.plans)})", flush=True)
-        say_current(each)
+        missing = ", ".join(stage.name for stage in each.todo) or "current, skipped"
+        print(f"{name} ({number} of {len(plan.plans)}): {missing}", flush=True)
         try:
-            if missing := not_made(each.run, each.todo):
-                stage, before = missing[0]
+            for stage, before in not_made(each.run, each.todo):
                 maker = each.makers.get(before, name)
                 raise LaunchError(f"stage {stage.name} reads what stage {before} of {maker} did not make.")
             if each.todo:

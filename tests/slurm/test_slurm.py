@@ -168,21 +168,25 @@ def test_a_sweep_side_by_side_cancelled_and_finished(login: Login) -> None:
     jobs = dict(re.findall(r"^(lr-\S+): .*finetune job (\d+)$", launched.out, re.M))
     names = list(jobs)
     assert len(names) == 6
-    until(lambda: (folder / names[1] / "stages" / "finetune.json").is_file(), 900, "the second run's end")
-    told = login.command("cancel", "runs/six")
-    assert told.status == 0, told.err
-    assert "cancelled" in told.out
+
+    def finished() -> list[str]:
+        return [name for name in names if (folder / name / "stages" / "finetune.json").is_file()]
+
+    until(lambda: len(finished()) >= 2, 900, "the end of two runs")
+    cancelled = login.command("cancel", "runs/six")
+    assert cancelled.status == 0, cancelled.err
+    assert "cancelled" in cancelled.out
     until(lambda: login.cluster.run("squeue", "-h") == "", 120, "the cancellation")
-    finished = [name for name in names if (folder / name / "stages" / "finetune.json").is_file()]
-    assert set(names[:2]) <= set(finished) < set(names)
+    missing = [name for name in names if name not in finished()]
+    assert 1 <= len(missing) <= 4
 
     again = login.launch(TINY, *sweep, "--wait", timeout=900)
     assert again.status == 0, again.err
     handed_in = dict(re.findall(r"^(lr-\S+): finetune job (\d+)$", again.out, re.M))
-    assert list(handed_in) == [name for name in names if name not in finished]
-    told = login.command("status", "runs/six").out.splitlines()[1:]
-    assert [line.split()[0] for line in told] == names
-    assert all((folder / name / "stages" / "finetune.json").is_file() for name in names)
+    assert list(handed_in) == missing
+    shown = login.command("status", "runs/six").out.splitlines()[1:]
+    assert [line.split()[:2] for line in shown] == [[name, "done"] for name in names]
+    assert finished() == names
     started = login.cluster.run("sacct", "-XnP", "--format=JobIDRaw,Start,End", "-j", ",".join(handed_in.values()))
     times = {job: (start, end) for job, start, end in (line.split("|") for line in started.splitlines())}
     order = [times[job] for job in handed_in.values()]
