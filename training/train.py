@@ -44,6 +44,7 @@ from pipeline.checkpoints import (  # noqa: E402
     step_of,
 )
 from pipeline.history import HISTORY  # noqa: E402
+from pipeline.sweep_folder import title_of  # noqa: E402
 from recipes.schema.recipe import Recipe, lora_targets  # noqa: E402
 from recipes.schema.trees import Deferred  # noqa: E402
 from training.callbacks.exact_resume import ExactResume  # noqa: E402
@@ -191,7 +192,7 @@ class Training:
             step = step_of(last_checkpoint(self.out))
         except CheckpointError:
             step = 0
-        title = f"{self.out.parent.name} {self.title}"
+        title = f"{title_of(self.out.parent)} {self.title}"
         return StepMetrics(
             self.title,
             self.out / HISTORY,
