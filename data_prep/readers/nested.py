@@ -30,12 +30,18 @@ def tickets_in(value: dict[str, Any], *, is_whole_file: bool = False) -> Iterato
     """
     lists = list(_lists_of_objects(value)) if not _has_text(value) and not _has_prose(value) else []
     known = [items for items in lists if any(_has_text(item) for item in items[:10])]
-    if not known and not (is_whole_file and len(lists) == 1):
+    if _is_conversation(value) or (not known and not (is_whole_file and len(lists) == 1)):
         yield value
         return
     names = _names_by_id(value)
     for ticket in max(known or lists, key=len):
         yield _with_names(ticket, names) if names and isinstance(ticket, dict) else ticket
+
+
+def _is_conversation(value: dict[str, Any]) -> bool:
+    """Whether this is a chat with its messages, and no page of tickets."""
+    messages = value.get("messages")
+    return isinstance(messages, list) and any(isinstance(item, dict) and "role" in item for item in messages)
 
 
 def columns_of(ticket: dict[str, Any]) -> Iterator[tuple[str, Path]]:
@@ -144,9 +150,14 @@ def _value_text(value: Any) -> str:
         if _is_document(value):
             return "".join(_document_text(value)).strip()
         return as_text(value if _name(value) is None else _name(value))
-    if isinstance(value, list) and value and all(_name(each) is not None for each in value):
+    if isinstance(value, list) and value and all(_is_known_by_name(each) for each in value):
         return as_text([_name(each) for each in value])
     return as_text(value)
+
+
+def _is_known_by_name(value: Any) -> bool:
+    """Whether a name stands for the whole object: not for a turn of a conversation, nor for a function's schema."""
+    return _name(value) is not None and not {"role", "parameters"} & value.keys()
 
 
 def _document_text(node: Any, depth: int = 0) -> Iterator[str]:
