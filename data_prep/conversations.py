@@ -97,21 +97,21 @@ def _json(text: str) -> Any:
 def _message(turn: dict[str, Any], functions: dict[str, str]) -> Message | None:
     """A turn in our form, None for instructions that say nothing; `functions` gets what is called, by calls' ids."""
     role = {"function": "tool", "model": "assistant"}.get(str(turn.get("role")), turn.get("role"))
-    content = _text(turn.get("content"))
     if role not in ROLES:
         raise LeftOutError("with a turn of an unknown role")
+    content = _result(turn.get("content")) if role == "tool" else _text(turn.get("content"))
     if role in INSTRUCTING and not content.strip():
         return None
     message: Message = {"role": role, "content": content}
     if role == "assistant":
         return message | _of_assistant(turn, content, functions)
     if role == "tool":
-        identity = turn.get("tool_call_id")
-        name = functions.get(str(identity)) or turn.get("name") or (functions.popitem()[1] if functions else None)
+        identity = turn.get("tool_call_id") or next(iter(functions), "")
+        name = functions.pop(str(identity), None) or turn.get("name")
         name = name.removeprefix("functions.") if isinstance(name, str) else ""
         if not _FUNCTION.fullmatch(name):
             raise LeftOutError("with a tool result that answers no call")
-        return message | {"name": name, "tool_call_id": str(identity or name)}
+        return message | {"name": name, "tool_call_id": str(identity)}
     return message
 
 
@@ -155,14 +155,22 @@ def _call(call: Any, number: int) -> dict[str, Any]:
 def _text(content: Any) -> str:
     """The text of a turn: itself, or its parts in a row."""
     parts = content if isinstance(content, list) else [content]
-    texts = []
-    for part in parts:
-        if isinstance(part, dict) and part.get("type", "text") in _TEXT_PARTS:
-            part = part.get("text")
-        if part is not None and not isinstance(part, str):
-            raise LeftOutError("with a turn that is not text")
-        texts.append(part or "")
+    texts = [part.get("text") if _is_text_part(part) else part or "" for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise LeftOutError("with a turn that is not text")
     return "".join(texts)
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in _TEXT_PARTS
+
+
+def _result(content: Any) -> str:
+    """What a tool gave back: text, or a value, as JSON."""
+    is_text = content is None or isinstance(content, str)
+    if is_text or (isinstance(content, list) and content and all(map(_is_text_part, content))):
+        return _text(content)
+    return json.dumps(content, ensure_ascii=False)
 
 
 def _tools(value: str) -> list[Tool]:

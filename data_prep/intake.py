@@ -265,7 +265,7 @@ def _chat(row: dict[str, str], columns: Columns, intake: Intake) -> tuple[Ticket
     except LeftOutError as reason:
         intake.dropped[str(reason)] += 1
         return None
-    _clean_turns(said, intake.cleaner)
+    clean_turns(said, intake.cleaner)
     intake.undeclared += not said.tools and any(calls_of(message) for message in said.messages)
     text = "\n".join(message["content"] for message in said.messages if message["role"] == "user")
     words = normalized(said.words)
@@ -275,7 +275,7 @@ def _chat(row: dict[str, str], columns: Columns, intake: Intake) -> tuple[Ticket
     return Ticket(identity or f"{key:016x}", text, words, said), key, "", language
 
 
-def _clean_turns(said: Conversation, cleaner: Cleaner) -> None:
+def clean_turns(said: Conversation, cleaner: Cleaner) -> None:
     """Clean what is said and thought; calls and schemas are code."""
     places = [(message, name) for message in said.messages for name in ("content", "thinking") if name in message]
     cleaned = cleaner.clean_chat(*(message[name] for message, name in places))

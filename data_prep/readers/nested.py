@@ -30,18 +30,12 @@ def tickets_in(value: dict[str, Any], *, is_whole_file: bool = False) -> Iterato
     """
     lists = list(_lists_of_objects(value)) if not _has_text(value) and not _has_prose(value) else []
     known = [items for items in lists if any(_has_text(item) for item in items[:10])]
-    if _is_conversation(value) or (not known and not (is_whole_file and len(lists) == 1)):
+    if any(map(_are_turns, lists)) or (not known and not (is_whole_file and len(lists) == 1)):
         yield value
         return
     names = _names_by_id(value)
     for ticket in max(known or lists, key=len):
         yield _with_names(ticket, names) if names and isinstance(ticket, dict) else ticket
-
-
-def _is_conversation(value: dict[str, Any]) -> bool:
-    """Whether this is a chat with its messages, and no page of tickets."""
-    messages = value.get("messages")
-    return isinstance(messages, list) and any(isinstance(item, dict) and "role" in item for item in messages)
 
 
 def columns_of(ticket: dict[str, Any]) -> Iterator[tuple[str, Path]]:
@@ -68,6 +62,11 @@ def _lists_of_objects(value: dict[str, Any], depth: int = 0) -> Iterator[list[An
             yield inner
         elif isinstance(inner, dict) and depth < DEEPEST:
             yield from _lists_of_objects(inner, depth + 1)
+
+
+def _are_turns(items: list[Any]) -> bool:
+    """Whether these are a conversation's, which is one ticket."""
+    return all("role" in item for item in items[:10])
 
 
 def _has_text(value: Any, depth: int = 0) -> bool:

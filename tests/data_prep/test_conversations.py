@@ -18,7 +18,7 @@ from common.errors import DataError
 from data_prep.cleaning import Cleaner
 from data_prep.conversations import LeftOutError, read_conversation
 from data_prep.harmony import escape_control_tokens, render
-from data_prep.intake import _clean_turns
+from data_prep.intake import clean_turns
 from data_prep.options import PrepareOptions
 from data_prep.preparation import prepare
 from data_prep.prepare_report import PrepareReport
@@ -124,6 +124,16 @@ def test_spellings_of_one_conversation(calling, result):
     assert steps([USER, calling, result, ANSWER], [TOOL]) == steps([USER, CALLING, RESULT, ANSWER], [TOOL])
 
 
+def test_results_without_ids_answer_the_calls_in_their_order_and_values_are_json():
+    calls = [{"function": {"name": name, "arguments": {}}} for name in ("find", "count")]
+    results = [{"role": "tool", "content": {"at": ["ü", 7]}}, {"role": "tool", "content": [1]}]
+    ((_, answered),) = steps([USER, {"role": "assistant", "tool_calls": calls}, *results, ANSWER])
+    assert answered[0] == (
+        '<|start|>functions.find to=assistant<|channel|>commentary<|message|>{"at": ["ü", 7]}<|end|>'
+        "<|start|>functions.count to=assistant<|channel|>commentary<|message|>[1]<|end|><|start|>assistant"
+    )
+
+
 def test_arguments_as_an_object_are_written_as_the_model_writes_them():
     call = {"function": {"name": "find", "arguments": {"n": 7, "text": "ü"}}}
     ((called, _),) = steps([USER, CALLING | {"tool_calls": [call]}, RESULT | {"tool_call_id": None}, ANSWER])
@@ -227,7 +237,7 @@ def test_every_turn_through_prepare(tmp_path, chats, tokenizer, tokenizer_folder
 
 def cleaned(said: Any) -> Any:
     """As `prepare` gives it to the model: without what no writer means, nothing a control token."""
-    _clean_turns(said, Cleaner())
+    clean_turns(said, Cleaner())
     assert all(unicodedata.is_normalized("NFC", message["content"]) for message in said.messages)
     return said.mapped(escape_control_tokens)
 
