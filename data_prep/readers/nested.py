@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep.columns import BODIES, SUBJECTS, spelling
+from data_prep.columns import BODIES, MESSAGES, SUBJECTS, TOOLS, spelling
 from data_prep.readers.rows import as_text
 
 NAMES = ("display_value", "displayName", "name", "value", "label")
@@ -53,7 +53,7 @@ def look_up(ticket: dict[str, Any], path: Path) -> str:
             value = next((each["value"] for each in value if _is_field(each) and str(each["id"]) == key), None)
         else:
             return ""
-    return _value_text(value)
+    return as_text(value) if path[-1] in (MESSAGES, *TOOLS) else _value_text(value)
 
 
 def _lists_of_objects(value: dict[str, Any], depth: int = 0) -> Iterator[list[Any]]:
@@ -149,14 +149,9 @@ def _value_text(value: Any) -> str:
         if _is_document(value):
             return "".join(_document_text(value)).strip()
         return as_text(value if _name(value) is None else _name(value))
-    if isinstance(value, list) and value and all(_is_known_by_name(each) for each in value):
+    if isinstance(value, list) and value and all(_name(each) is not None for each in value):
         return as_text([_name(each) for each in value])
     return as_text(value)
-
-
-def _is_known_by_name(value: Any) -> bool:
-    """Whether a name stands for the whole object: not for a turn of a conversation, nor for a function's schema."""
-    return _name(value) is not None and not {"role", "parameters"} & value.keys()
 
 
 def _document_text(node: Any, depth: int = 0) -> Iterator[str]:

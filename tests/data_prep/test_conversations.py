@@ -171,7 +171,7 @@ def test_what_cannot_be_trained_on_is_counted_by_its_reason(tmp_path):
     accounts(report, tmp_path / "out")
     assert report.dropped == dict.fromkeys(BAD, 1) | {"without a conversation that ends in an answer": 6}
     assert sum(report.splits.values()) == 41
-    assert "half  of a pair" in {row["ticket"] for rows in written(tmp_path / "out").values() for row in rows}
+    assert "half \ufffd of a pair" in {row["ticket"] for rows in written(tmp_path / "out").values() for row in rows}
 
 
 @pytest.mark.parametrize("key", ["tools", "messages", "role", "function", "name", "arguments", "content", "tool_calls"])
