@@ -6,7 +6,9 @@ the answer is the label and the end token and nothing else carries loss.
 `render` writes what openai-harmony 0.0.8 writes of the messages that vLLM 0.32's chat API makes of a request, without
 the library, which downloads its vocabulary; tests/data_prep/test_harmony_library.py compares them token by token. In a
 call's header the recipient stands before the channel, and the type is plain `json`: vLLM and gpt-oss's template on the
-Hub agree on both, where the format's examples have `<|constrain|>json`. A turn thinks, then speaks, then calls.
+Hub agree on both, where the format's examples have `<|constrain|>json`. A turn thinks, then speaks, then calls. vLLM
+0.32 differs in two things (oss-harmony 0.0.11): `to=assistant` of a tool's result stands behind its channel, and what
+is said before a call stands before the thinking.
 """
 
 from __future__ import annotations
