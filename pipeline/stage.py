@@ -106,6 +106,7 @@ STAGES: tuple[Stage, ...] = (
                 "prepare": run.tree["data"].get("prepare"),
                 "seq_length": run.recipe.data.seq_length,
                 "packed": run.recipe.data.packed,
+                **({"loss": run.recipe.data.loss} if run.recipe.data.loss else {}),
                 **({"renamed": True} if run.recipe.pretraining else {}),
             }
             | _tokenizer(run)

@@ -21,7 +21,6 @@ from megatron.core.transformer.enums import AttnBackend  # noqa: E402
 from nemo import lightning as nl  # noqa: E402
 from nemo.collections import llm  # noqa: E402
 from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer  # noqa: E402
-from nemo.collections.llm.gpt.data.fine_tuning import FineTuningDataModule  # noqa: E402
 from nemo.collections.llm.gpt.data.packed_sequence import PackedSequenceSpecs  # noqa: E402
 
 from common.console import rank, say  # noqa: E402
@@ -52,6 +51,7 @@ from training.callbacks.hang_watch import HangWatch  # noqa: E402
 from training.callbacks.preemption import SaveOnSigterm  # noqa: E402
 from training.callbacks.step_metrics import StepMetrics  # noqa: E402
 from training.loggers import loggers_of  # noqa: E402
+from training.ticket_data import TicketDataModule  # noqa: E402
 
 # megatron-core 0.15.3 takes torch's AdamW where it finds neither Transformer Engine's nor apex's, and cannot save that
 # one sharded: its state has a scalar (distrib_optimizer.py, sharded_param_state_dp_reshardable).
@@ -156,9 +156,9 @@ class Training:
             )
         return packed
 
-    def _data(self, tokenizer: AutoTokenizer) -> FineTuningDataModule:
+    def _data(self, tokenizer: AutoTokenizer) -> TicketDataModule:
         data = self.recipe.data
-        return FineTuningDataModule(
+        return TicketDataModule(
             str(self.dataset),
             seq_length=data.seq_length,
             tokenizer=tokenizer,
