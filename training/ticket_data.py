@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nemo.collections.llm.gpt.data.core import GPTSFTDataset
 from nemo.collections.llm.gpt.data.fine_tuning import FineTuningDataModule
@@ -24,7 +24,7 @@ class TurnsDataset(GPTSFTDataset):
     def _process_example(self, example: Mapping[str, Any]) -> dict[str, Any]:
         if WITHOUT_LOSS not in example:
             return super()._process_example(example)
-        tokens, learnt = tokens_and_loss(example, self.tokenizer.text_to_ids)
+        tokens, learnt = tokens_and_loss(example, cast(Any, self.tokenizer).text_to_ids)
         if len(tokens) > self.max_seq_length:
             raise DataError(
                 f"{self.file_path} holds a conversation of {len(tokens):,} tokens, more than data.seq_length: prepare "
@@ -58,7 +58,7 @@ class TicketDataModule(FineTuningDataModule):
             return super()._create_dataset(path, pack_metadata_path=pack_metadata_path, is_test=is_test, **kwargs)
         return TurnsDataset(
             file_path=str(path),
-            tokenizer=self.tokenizer,
+            tokenizer=cast(Any, self.tokenizer),
             max_seq_length=self.seq_length,
             memmap_workers=self.memmap_workers,
             seed=self.seed,

@@ -46,6 +46,7 @@ from pipeline.history import HISTORY  # noqa: E402
 from pipeline.sweep_folder import title_of  # noqa: E402
 from recipes.schema.recipe import Recipe, lora_targets  # noqa: E402
 from recipes.schema.trees import Deferred  # noqa: E402
+from training.callbacks.best_and_last import BestAndLast  # noqa: E402
 from training.callbacks.exact_resume import ExactResume  # noqa: E402
 from training.callbacks.hang_watch import HangWatch  # noqa: E402
 from training.callbacks.preemption import SaveOnSigterm  # noqa: E402
@@ -97,19 +98,19 @@ class Training:
         if attention.this_machine().capability is not None:
             check_states(self.start / "weights", self.config)
         tokenizer = AutoTokenizer(str(self.like / "context" / TOKENIZER), trust_remote_code=False)
-        log = self._log()
+        checkpoints = self.recipe.checkpoint.build()
         llm.finetune(
             model=llm.GPTOSSModel(self._model_config(), tokenizer=tokenizer),
             data=self._data(tokenizer),
             trainer=self._trainer(),
-            log=log,
+            log=self._log(checkpoints),
             optim=self._optimizer(),
             resume=resume_from(self.start, resumed),
             peft=self.recipe.peft.build() if self.recipe.peft else None,
             tokenizer=None,
         )
         if rank() == 0:
-            keep_best_and_last(self.out, log.ckpt.save_top_k)
+            keep_best_and_last(self.out, checkpoints.save_top_k)
 
     def _is_finished(self, resumed: Path) -> bool:
         """Whether an interrupted run had reached its last step, or stopped early: nothing is left to train.
@@ -240,12 +241,12 @@ class Training:
         # not strict: a training with fewer tickets for validation than a batch holds has no validation
         return [EarlyStopping("val_loss", patience=self.recipe.patience, strict=False, check_on_train_epoch_end=False)]
 
-    def _log(self) -> nl.NeMoLogger:
+    def _log(self, checkpoints: BestAndLast) -> nl.NeMoLogger:
         return nl.NeMoLogger(
             log_dir=str(self.out.parent),
             name=self.out.name,
             use_datetime_version=False,
-            ckpt=self.recipe.checkpoint.build(),
+            ckpt=checkpoints,
             update_logger_directory=False,
         )
 

@@ -59,8 +59,7 @@ def look_up(ticket: dict[str, Any], path: Path) -> str:
 def _lists_of_objects(value: dict[str, Any], depth: int = 0) -> Iterator[list[Any]]:
     for inner in value.values():
         if isinstance(inner, list) and inner and all(isinstance(item, dict) for item in inner[:10]):
-            if not all("role" in item for item in inner[:10]):  # the turns of one conversation
-                yield inner
+            yield inner
         elif isinstance(inner, dict) and depth < DEEPEST:
             yield from _lists_of_objects(inner, depth + 1)
 
