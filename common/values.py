@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,10 @@ def one_line(error: BaseException | str, most: int = 200) -> str:
     text = " ".join(str(error)[: 20 * most].split()) or type(error).__name__
     text = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def listed(reasons: Sequence[str]) -> str:
+    """One reason as it is, several as a list, for the message of an error."""
+    if len(reasons) == 1:
+        return reasons[0]
+    return f"{len(reasons)} things stand in the way:\n" + "\n".join(f"  - {each}" for each in reasons)

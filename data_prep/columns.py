@@ -64,11 +64,12 @@ IDS = (
     "ticketnummer",
 )
 MESSAGES = "messages"
+TOOLS = ("tools", "functions")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns to read. A chat dataset has `messages` and no label."""
+    """Names of the columns to read. A chat dataset has `messages`, and `tools` or not, and no label."""
 
     label: str | None
     subject: str | None
@@ -76,11 +77,12 @@ class Columns:
     language: str | None
     id: str | None
     messages: str | None = None
+    tools: str | None = None
 
     @property
     def names(self) -> list[str]:
         """The names that are set, without repeats."""
-        names = (self.label, self.subject, self.body, self.language, self.id, self.messages)
+        names = (self.label, self.subject, self.body, self.language, self.id, self.messages, self.tools)
         return list(dict.fromkeys(name for name in names if name is not None))
 
 
@@ -100,7 +102,8 @@ def find_columns(names: Sequence[str], source: str, options: PrepareOptions) -> 
     default = options.label == PrepareOptions.label
     label = find(None if default else options.label, LABELS, "label")
     if MESSAGES in by_name and (label is None or (subject is None and body is None)):
-        return Columns(None, None, None, language, identity, by_name[MESSAGES])
+        tools = next((by_name[name] for name in TOOLS if name in by_name), None)
+        return Columns(None, None, None, language, identity, by_name[MESSAGES], tools)
     if label is None:
         raise DataError(f"{source} has no column {options.label!r} for the label: it has {_listed(names)}; "
                         "name the one to route by with --label.")  # fmt: skip

@@ -1,39 +1,50 @@
-"""Harmony, the prompt format of gpt-oss: control tokens, chat template, rendering.
+"""Harmony, the prompt format of gpt-oss: control tokens, rendering, and the prompt that asks for a label.
 
 Source: openai/harmony, docs/format.md. A routing prompt ends with the header of the assistant's final channel, so that
 the answer is the label and the end token and nothing else carries loss.
+
+`render` writes what openai-harmony 0.0.8 writes of the messages that vLLM 0.32's chat API makes of a request, without
+the library, which downloads its vocabulary; tests/data_prep/test_harmony_library.py compares them token by token. In a
+call's header the recipient stands before the channel, and the type is plain `json`: vLLM and gpt-oss's template on the
+Hub agree on both, where the format's examples have `<|constrain|>json`. A turn thinks, then speaks, then calls. vLLM
+0.32 differs in two things (oss-harmony 0.0.11): `to=assistant` of a tool's result stands behind its channel, and what
+is said before a call stands before the thinking.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from common.errors import DataError
 from common.hf_tokenizer import open_tokenizer
 from common.values import one_line
+from data_prep.chat_template import Render, template_renderer
+from data_prep.conversations import INSTRUCTING, LeftOutError, Message, Tool, calls_of
+from data_prep.tool_schemas import NAMESPACE, declare
 
 CHAT_TEMPLATE = (Path(__file__).parent / "harmony_chat_template.jinja").read_text(encoding="utf-8")
 START, END, MESSAGE, CHANNEL, RETURN = "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"
+CALL = "<|call|>"
 SPECIAL_TOKENS = [
-    "<|startoftext|>", "<|endoftext|>", RETURN, "<|constrain|>", CHANNEL, START, END, MESSAGE, "<|call|>",
+    "<|startoftext|>", "<|endoftext|>", RETURN, "<|constrain|>", CHANNEL, START, END, MESSAGE, CALL,
 ]  # fmt: skip
 DATE = "2025-08-05"  # pinned: the templates ask for today's date, which would make every run's prompts its own
 REASONING_EFFORT = "low"  # the answer comes without analysis
+SYSTEM = (
+    f"You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: 2024-06\nCurrent date: {DATE}\n\n"
+    f"Reasoning: {REASONING_EFFORT}\n\n"
+    "# Valid channels: analysis, commentary, final. Channel must be included for every message."
+)
+CALLS_CHANNEL = f"\nCalls to these tools must go to the commentary channel: '{NAMESPACE}'."
 _DEVELOPER = re.compile(r"<\|start\|>developer<\|message\|># Instructions\n\n(.*?)<\|end\|>", re.DOTALL)
-_DEVELOPER_END = re.compile(r"(<\|start\|>developer<\|message\|>(?:(?!(?:\n\n)?<\|end\|>).)*)\n\n<\|end\|>", re.DOTALL)
 TICKET_MARK = "\N{OBJECT REPLACEMENT CHARACTER}ticket\N{OBJECT REPLACEMENT CHARACTER}"
 FINAL_HEADER = f"{CHANNEL}final{MESSAGE}"
 
-Message = Mapping[str, str | None]
 Rendering = Literal["server", "template"]
-Render = Callable[[Sequence[Message], bool], str]
-"""Messages, and whether the assistant's turn is to be opened → text."""
 
 
 @dataclass(frozen=True)
@@ -60,47 +71,76 @@ def routing_prompt(render: Render, instruction: str) -> Prompt:
         DataError: the chat template does not show the user's message as it is, once.
     """
     messages = [{"role": "developer", "content": instruction}, {"role": "user", "content": TICKET_MARK}]
-    parts = render(messages, True).split(TICKET_MARK)
+    try:
+        parts = render(messages, True).split(TICKET_MARK)
+    except LeftOutError:
+        parts = []
     if len(parts) != 2:
         raise DataError("the tokenizer's chat template does not show the user's message once: name another tokenizer.")
     return Prompt(parts[0], parts[1] + FINAL_HEADER)
 
 
-def chat_turn(render: Render, messages: Sequence[Message]) -> tuple[str, str]:
-    """A conversation as prompt and answer: the last assistant turn is the answer, its thinking included.
+def render(messages: Sequence[Message], opened: bool, tools: Sequence[Tool] = ()) -> str:
+    """The text of messages; `opened` where the assistant's next turn begins, else the last message is its answer.
 
-    Raises:
-        DataError: the conversation does not end with the assistant, or the template renders it otherwise than its
-            beginning.
+    As when the model is served, turns up to the last final answer lose their analysis: the prompt of a turn is the same
+    in training and behind vLLM.
     """
-    clean = [
-        {name: escape_control_tokens(text) if name != "role" else text for name, text in message.items() if text}
-        for message in messages
-    ]
-    if not clean or clean[-1].get("role") != "assistant" or not clean[-1].get("content"):
-        raise DataError("the conversation does not end with an answer of the assistant")
-    prompt, whole = render(clean[:-1], True), render(clean, False)
-    if not whole.startswith(prompt):
-        raise DataError("the chat template renders the conversation otherwise than its beginning")
-    return prompt, whole.removeprefix(prompt)
+    instructions = messages[0]["content"] if messages and messages[0]["role"] in INSTRUCTING else None
+    sections = [] if instructions is None else ["# Instructions", instructions]
+    sections += [declare(tools)] if tools else []
+    text = _message("system", SYSTEM + (CALLS_CHANNEL if tools else ""))
+    if sections:
+        text += _message("developer", "\n\n".join(sections))
+    said = list(messages if instructions is None else messages[1:])
+    answer = None if opened else len(said) - 1
+    last_final = max((place for place, each in enumerate(said) if place != answer and _is_final(each)), default=-1)
+    text += "".join(
+        part for place, each in enumerate(said) for part in _turn(each, place > last_final, place == answer)
+    )
+    return f"{text}{START}assistant" if opened else text
+
+
+def _turn(message: Message, with_analysis: bool, is_answer: bool) -> Iterator[str]:
+    """The harmony messages of one message of a chat."""
+    role, content = message["role"], message["content"]
+    if role == "tool":
+        yield _message(f"{NAMESPACE}.{message['name']} to=assistant{CHANNEL}commentary", content)
+    elif role in INSTRUCTING:
+        yield _message("developer", f"# Instructions\n\n{content}")
+    elif role != "assistant":
+        yield _message(role, content)
+    else:
+        if with_analysis and message.get("thinking"):
+            yield _message(f"assistant{CHANNEL}analysis", message["thinking"])
+        if _is_final(message):
+            yield _message(f"assistant{CHANNEL}final", content, RETURN if is_answer else END)
+        elif content:
+            yield _message(f"assistant{CHANNEL}commentary", content)
+        for call in calls_of(message):
+            header = f"assistant to={NAMESPACE}.{call['name']}{CHANNEL}commentary json"
+            yield _message(header, call["arguments"], CALL)
+
+
+def _message(header: str, content: str, end: str = END) -> str:
+    return f"{START}{header}{MESSAGE}{content}{end}"
+
+
+def _is_final(message: Message) -> bool:
+    return message["role"] == "assistant" and not message.get("tool_calls")
 
 
 def renderer(tokenizer: Any | None = None, rendering: Rendering = "server") -> Render:
-    """A function that renders messages with a tokenizer's own chat template, or with ours, the date pinned.
+    """A function that renders messages as the model's server does, or with a chat template, the date pinned.
 
-    With "server" the text is that of openai-harmony 0.0.8, which vLLM's chat API renders with; gpt-oss's template on
-    the Hub writes two line breaks more after the developer's message, as ours does, and "template" keeps them.
+    "server" is `render` for gpt-oss's tokenizers, whose template vLLM does not read, and the tokenizer's own template
+    for others; "template" is always the template, which writes two line breaks more after the developer's message.
     """
-    # not by apply_chat_template: transformers 5 takes no function of the caller's, and the date comes from one
-    arguments = {"strftime_now": lambda _: DATE, "reasoning_effort": REASONING_EFFORT, "tools": None, "documents": None}
-    template = _compiled(CHAT_TEMPLATE if tokenizer is None else tokenizer.get_chat_template())
-    names = {} if tokenizer is None else tokenizer.special_tokens_map
-
-    def render(messages: Sequence[Message], opened: bool) -> str:
-        text = template.render(messages=messages, add_generation_prompt=opened, **names, **arguments)
-        return text if rendering == "template" else _DEVELOPER_END.sub(r"\1<|end|>", text)
-
-    return render
+    if rendering == "server" and (tokenizer is None or set(SPECIAL_TOKENS) <= set(tokenizer.get_added_vocab())):
+        return render
+    arguments = {"strftime_now": lambda _: DATE, "reasoning_effort": REASONING_EFFORT, "documents": None}
+    template = CHAT_TEMPLATE if tokenizer is None else tokenizer.get_chat_template()
+    return template_renderer(template, {} if tokenizer is None else tokenizer.special_tokens_map, arguments)
 
 
 def chat_instruction(prompt: Prompt) -> str:
@@ -110,7 +150,7 @@ def chat_instruction(prompt: Prompt) -> str:
         DataError: it would render another.
     """
     before = _DEVELOPER.search(prompt.before)
-    if before is None or routing_prompt(renderer(), before[1]) != prompt:
+    if before is None or routing_prompt(render, before[1]) != prompt:
         raise DataError("a chat API would render another prompt than the data's: prepare again, or leave out --chat.")
     return before[1]
 
@@ -128,35 +168,3 @@ def load_tokenizer(folder: str) -> Any:
     if not loaded.chat_template:
         raise DataError(f"the tokenizer of {folder} has no chat template: name another, or use format=completion.")
     return loaded
-
-
-@cache
-def _compiled(template: str) -> Any:
-    # the environment of transformers' chat templates (utils/chat_template_utils.py), so that they read the same here
-    from jinja2 import nodes
-    from jinja2.exceptions import TemplateError
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}` … `{% endgeneration %}`, around what the assistant says: its text."""
-
-        tags: ClassVar[set[str]] = {"generation"}
-
-        def parse(self, parser: Parser) -> list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, **settings: Any) -> str:
-        return json.dumps(value, **{"ensure_ascii": False, **settings})
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    return environment.from_string(template)

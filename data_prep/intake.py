@@ -23,6 +23,7 @@ from common.progress import Progress, quiet, reported
 from data_prep.accounting import Records, account, remarks_on
 from data_prep.cleaning import EMPTY_ROWS, LABEL_SPELLING, LANGUAGE_CODES, WRITTEN_BREAKS, Cleaner, cleaned_name
 from data_prep.columns import Columns, find_columns
+from data_prep.conversations import Conversation, LeftOutError, calls_of, read_conversation
 from data_prep.label_codes import LabelCodes, language_code, one_spelling
 from data_prep.normalizing import normalized
 from data_prep.options import PrepareOptions
@@ -36,12 +37,12 @@ LONGEST_LABEL_LIST = 10_000
 
 @dataclass(frozen=True)
 class Ticket:
-    """A ticket in the spool; `messages` is a conversation, else empty; `words` are `normalized`."""
+    """A ticket in the spool, or a conversation; `words` are `normalized`."""
 
     id: str
     text: str
-    messages: list[dict[str, str]]
     words: str
+    conversation: Conversation | None = None
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Intake:
         accounts: source → what another reader makes of it (data_prep.accounting).
         meant_backslashes: sources with real line breaks, where a written one is text.
         several_labels: rows with more than one label, of which the first was taken.
+        undeclared: conversations that call tools and declare none.
     """
 
     spool: Spool
@@ -67,6 +69,7 @@ class Intake:
     accounts: dict[str, dict[str, Any]] = field(default_factory=dict)
     meant_backslashes: list[str] = field(default_factory=list)
     several_labels: int = 0
+    undeclared: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     damaged: list[str] = field(default_factory=list)
     without_subject: int = 0
@@ -89,7 +92,8 @@ class Spool:
 
     def append(self, ticket: Ticket) -> bytes:
         """Add a ticket; returns its line."""
-        line = json.dumps([ticket.id, ticket.text, ticket.messages, ticket.words], ensure_ascii=False).encode() + b"\n"
+        said = vars(ticket.conversation) if ticket.conversation else []
+        line = json.dumps([ticket.id, ticket.text, said, ticket.words], ensure_ascii=False).encode() + b"\n"
         self._starts.append(self._end)
         self._end += len(line)
         self._file.write(line)
@@ -97,7 +101,8 @@ class Spool:
 
     def __getitem__(self, number: int) -> Ticket:
         self._file.seek(self._starts[number])
-        return Ticket(*json.loads(self._file.readline()))
+        identity, text, said, words = json.loads(self._file.readline())
+        return Ticket(identity, text, words, Conversation(**said) if said else None)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -143,6 +148,10 @@ def take_in(sources: Iterable[Source], spool: Spool, options: PrepareOptions, pr
             raise DataError(f"{source.name} holds no tickets, only a heading: export it again.")
     intake.keys, intake.contents = np.array(keys, np.uint64), np.array(contents, np.uint64)
     intake.remarks += label_codes.remarks(np.array(labels, np.int32))
+    if intake.undeclared:
+        intake.remarks.append(
+            f"{intake.undeclared:,} conversations call tools but no column `tools` declares any, as a server would."
+        )
     intake.label_names, intake.labels, relabelled = label_codes.resolved(np.array(labels, np.int32))
     intake.language_names, intake.languages, respelt = language_codes.resolved(np.array(languages, np.int32))
     for rule, count in ((LABEL_SPELLING, relabelled), (LANGUAGE_CODES, respelt)):
@@ -209,7 +218,7 @@ def _ticket(
         intake.examples = sorted({*intake.examples, (key, raw, text)})[:KEPT_EXAMPLES]  # whatever the rows' order
     identity = cleaned_name(row[columns.id]) if columns.id else ""
     language = row[columns.language] if columns.language else ""
-    return Ticket(identity or f"{key:016x}", text, [], words), key, label, language
+    return Ticket(identity or f"{key:016x}", text, words), key, label, language
 
 
 def _label(row: dict[str, str], columns: Columns, intake: Intake, options: PrepareOptions, place: str) -> str:
@@ -251,42 +260,24 @@ def _listed(value: str) -> list[str] | None:
 
 def _chat(row: dict[str, str], columns: Columns, intake: Intake) -> tuple[Ticket, int, str, str] | None:
     """A conversation; its key is that of all its turns."""
-    messages = _messages(row[columns.messages or ""], intake.cleaner)
-    if messages is None:
-        intake.dropped["without a conversation that ends in an answer"] += 1
+    try:
+        said = read_conversation(row[columns.messages or ""], row[columns.tools] if columns.tools else "")
+    except LeftOutError as reason:
+        intake.dropped[str(reason)] += 1
         return None
-    text = "\n".join(message["content"] for message in messages if message["role"] == "user")
-    words = normalized("\n".join(message["content"] for message in messages))
+    clean_turns(said, intake.cleaner)
+    intake.undeclared += not said.tools and any(calls_of(message) for message in said.messages)
+    text = "\n".join(message["content"] for message in said.messages if message["role"] == "user")
+    words = normalized(said.words)
     key = hash64(words.encode())
     identity = cleaned_name(row[columns.id]) if columns.id else ""
     language = row[columns.language] if columns.language else ""
-    return Ticket(identity or f"{key:016x}", text, messages, words), key, "", language
+    return Ticket(identity or f"{key:016x}", text, words, said), key, "", language
 
 
-def _messages(value: str, cleaner: Cleaner) -> list[dict[str, str]] | None:
-    """Turns of system, developer, user and assistant, ending with the assistant; None where it is anything else."""
-    try:
-        turns: Any = json.loads(value)
-        messages = [
-            {"role": turn["role"], **{name: _as_text(turn.get(name)) for name in ("content", "thinking")}}
-            for turn in turns
-        ]
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-        return None
-    roles = [message["role"] for message in messages]
-    if not roles or roles[-1] != "assistant" or any(
-        role not in ("system", "developer", "user", "assistant") or (role in ("system", "developer") and place)
-        for place, role in enumerate(roles)
-    ):  # fmt: skip
-        return None
-    for message in messages:
-        message["content"], message["thinking"] = cleaner.clean_chat(message["content"], message["thinking"])
-    return messages if messages[-1]["content"].strip() and "user" in roles else None
-
-
-def _as_text(value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise TypeError("a turn's text is no text")
-    return value
+def clean_turns(said: Conversation, cleaner: Cleaner) -> None:
+    """Clean what is said and thought; calls and schemas are code."""
+    places = [(message, name) for message in said.messages for name in ("content", "thinking") if name in message]
+    cleaned = cleaner.clean_chat(*(message[name] for message, name in places))
+    for (message, name), text in zip(places, cleaned, strict=True):
+        message[name] = text

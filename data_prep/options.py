@@ -7,6 +7,7 @@ from typing import Literal
 
 from common.errors import ConfigurationError
 from data_prep.harmony import Rendering
+from data_prep.turns import Loss
 
 DEFAULT_INSTRUCTION = "Route the ticket. Answer with its {column}, one of: {labels}."
 
@@ -52,6 +53,8 @@ class PrepareOptions:
     """`{labels}` stands for the list of labels, `{column}` for the column that they are from."""
     rendering: Rendering = "server"
     """`server`: as vLLM's chat API; `template`: as the Hub's chat template, two line breaks after the instruction."""
+    loss: Loss = "last"
+    """Which of the assistant's turns of a conversation are learnt: all, or the last one."""
     tokenizer: str | None = None
     """Folder or Hub id: renders with its chat template and counts tokens; without one, our own harmony template."""
     max_length: int | None = None
@@ -65,6 +68,7 @@ class PrepareOptions:
         for name, choices in (
             ("format", ("harmony", "completion")),
             ("rendering", ("server", "template")),
+            ("loss", ("all", "last")),
             ("multi_label", ("ask", "first")),
             ("balance", ("none", "cap", "oversample")),
             ("too_long", ("cut", "head", "drop")),

@@ -11,12 +11,14 @@ import json
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.progress import Progress, quiet, reported
+from data_prep.row_format import tokens_and_loss
 
 
 @dataclass(frozen=True)
@@ -62,20 +64,20 @@ def write_packed(rows: Path, out: Path, tokenizer: Any, size: int, progress: Pro
     Raises:
         ValueError: a row takes more than `size` places (rendering has cut or dropped those).
     """
-    tokens, answers = [], []
+    tokens, learnt = [], []
+    encode = partial(tokenizer.encode, add_special_tokens=False)
     with rows.open(encoding="utf-8") as lines:
         for line in reported(lines, f"packing {rows.stem}", None, progress):
-            row = json.loads(line)
-            prompt, answer = (tokenizer.encode(row[name], add_special_tokens=False) for name in ("input", "output"))
-            tokens.append(np.array(prompt + answer, np.int32))
-            answers.append(len(prompt))
+            ids, loss = tokens_and_loss(json.loads(line), encode)
+            tokens.append(np.array(ids, np.int32))
+            learnt.append(np.array(loss, bool))
     lengths = [len(ids) - 1 for ids in tokens]
     if lengths and max(lengths) > size:
         raise ValueError(f"a row of {max(lengths) + 1} tokens does not fit into {size}")
     sequences = pack(lengths, size)
     packed = np.empty(len(sequences), object)
     for place, members in enumerate(sequences):
-        masks = [[*(i >= answers[m] for i in range(1, len(tokens[m]))), False] for m in members]
+        masks = [[*learnt[m][1:].tolist(), False] for m in members]
         starts = np.cumsum([0, *(len(tokens[m]) for m in members[:-1])]).tolist()
         ids = np.concatenate([tokens[m] for m in members]).tolist()
         packed[place] = {

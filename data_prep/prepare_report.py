@@ -14,9 +14,10 @@ HISTOGRAM_BINS = 24
 
 @dataclass
 class PrepareReport:
-    """Every row is in `splits` or in `dropped`; oversampling repeats rows and is the only thing that adds any.
+    """Every row is in `splits` or in `dropped`; oversampling repeats rows, conversations may become several.
 
     Attributes:
+        further_rows: of conversations, beyond the first of each (data_prep.turns).
         table: label → language → split → rows.
         lengths: split → tokens of prompt and answer (percentiles and a histogram), where a tokenizer was given.
         remarks: sentences on how the sources were understood, and what is odd about them.
@@ -28,6 +29,7 @@ class PrepareReport:
     splits: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     repeated: int = 0
+    further_rows: int = 0
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     accounts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -71,7 +73,8 @@ class PrepareReport:
         """One line for the console."""
         kept = ", ".join(f"{count:,} {split}" for split, count in self.splits.items())
         lost = self.lost()
-        return f"{self.rows:,} rows: {kept}" + (f"; dropped {lost}" if lost else "")
+        further = f" ({self.further_rows:,} of them further turns of conversations)" if self.further_rows else ""
+        return f"{self.rows:,} rows: {kept}{further}" + (f"; dropped {lost}" if lost else "")
 
     def lost(self) -> str:
         """Dropped rows by reason, in words."""

@@ -8,12 +8,14 @@ from typing import Any, TextIO
 
 from common.errors import DataError
 from common.progress import Progress, quiet, reported
+from data_prep.conversations import LeftOutError
 from data_prep.intake import Intake
 from data_prep.nemo_dataset import packed_sequence_arguments
 from data_prep.options import PrepareOptions
 from data_prep.packing import as_report, write_metadata, write_packed
 from data_prep.prepare_report import PrepareReport, describe_lengths
-from data_prep.rendering import Renderer, row_line
+from data_prep.rendering import Renderer
+from data_prep.row_format import as_line
 from data_prep.selection import Selection
 from data_prep.splitting import NOWHERE, SPLITS
 
@@ -35,21 +37,18 @@ def write_rows(
         DataError: nothing is left to train on, or a split that has a share is empty.
     """
     table: Table = defaultdict(lambda: defaultdict(Counter))
-    happened = Counter[str]()
     for number, split in enumerate(SPLITS):
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8", newline="") as file:
-            lengths = _write_split(intake, selection, renderer, number, options, file, table, happened, progress)
+            lengths = _write_split(intake, selection, renderer, number, options, file, table, report, progress)
         report.splits[split] = sum(counts[split] for languages in table.values() for counts in languages.values())
         if renderer.tokenizer is not None:
             report.lengths[split] = describe_lengths(lengths)
         if not report.splits[split] and options.shares[number] > 0:
-            left = sum(report.splits.values())
+            left, lost = sum(report.splits.values()), report.lost()
             raise DataError(
-                f"the {split} split is empty, with {left:,} tickets before it: give more tickets, or another --split."
+                f"the {split} split is empty, with {left:,} tickets before it{f' ({lost})' if lost else ''}: "
+                "give more tickets, or another --split."
             )
-    report.cut_tickets, report.repeated = happened["cut"], happened["repeated"]
-    if happened["dropped"]:
-        report.dropped["longer than max_length"] = happened["dropped"]
     report.table = {
         label: {language: dict(counts) for language, counts in sorted(table[label].items())} for label in sorted(table)
     }
@@ -63,7 +62,7 @@ def _write_split(
     options: PrepareOptions,
     file: TextIO,
     table: Table,
-    happened: Counter[str],
+    report: PrepareReport,
     progress: Progress,
 ) -> list[int]:
     """Write one split; returns the tokens of its rows where they are counted."""
@@ -75,18 +74,22 @@ def _write_split(
         label = selection.names[selection.labels[index]]
         language = intake.language_names[intake.languages[row]]
         ticket = intake.spool[row]
-        rendered = renderer.render(ticket, label)
         again = index in seen
         seen.add(index)
-        if rendered is None:
-            happened["dropped"] += not again
+        try:
+            rows = renderer.rows(ticket, label)
+        except LeftOutError as reason:
+            report.dropped[str(reason)] = report.dropped.get(str(reason), 0) + (not again)
             selection.places[index] = NOWHERE
             continue
-        happened["cut"] += rendered.cut
-        happened["repeated"] += again
-        lengths.append(rendered.tokens or 0)
-        table[label][language][SPLITS[number]] += 1
-        file.write(row_line(ticket, rendered, label, language))
+        report.cut_tickets += any(row.cut for row in rows)
+        report.repeated += again
+        report.further_rows += len(rows) - 1
+        table[label][language][SPLITS[number]] += len(rows)
+        for row in rows:
+            lengths.append(row.tokens or 0)
+            about = {"id": ticket.id, "label": label, "language": language, "ticket": ticket.text}
+            file.write(as_line(row.fields | about))
     return lengths
 
 

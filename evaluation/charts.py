@@ -5,6 +5,7 @@ Colours are the page's own variables, so that pictures follow it into the dark.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,6 +18,8 @@ from evaluation.metrics import Interval
 
 WIDTH, HEIGHT = 360, 240
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 22, 36
+MOST_LETTERS = 54
+"""Of a name on one line over the whole width."""
 MOST_CELLS = 12
 """Labels up to which a confusion matrix has room for its numbers on a phone; a larger one is scrolled."""
 
@@ -84,17 +87,20 @@ def lines(
                 parts.append(
                     f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="var(--{line.colour})">{tooltip}</circle>'
                 )
-    return _svg(title, HEIGHT, parts, _key([(line.name, line.colour) for line in series]))
+    return _svg(title, HEIGHT, parts, _key(list(dict.fromkeys((line.name, line.colour) for line in series))))
 
 
 def bars(title: str, rows: Sequence[Bar]) -> Any:
     """Horizontal bars from 0 to 1 with their intervals, each under its name."""
-    step, across = 34, WIDTH - 56
+    across, y = WIDTH - 56, 0
     parts = []
-    for i, row in enumerate(rows):
-        y = step * i
+    for row in rows:
         low, high = (across * min(1.0, max(0.0, limit)) for limit in row.interval)
-        parts.append(_text(0, y + 11, row.name, "start"))
+        *above, name = textwrap.wrap(row.name, MOST_LETTERS) or [""]
+        for part in above:
+            parts.append(_text(0, y + 11, part, "start"))
+            y += 13
+        parts.append(_text(0, y + 11, name, "start"))
         parts.append(f'<rect x="0" y="{y + 16}" width="{across}" height="11" fill="var(--wash)"/>')
         parts.append(
             f'<rect x="0" y="{y + 16}" width="{across * row.value:.1f}" height="11" fill="var(--{row.colour})"/>'
@@ -104,7 +110,8 @@ def bars(title: str, rows: Sequence[Bar]) -> Any:
             'stroke="var(--ink)" stroke-width="1.3" fill="none"/>'
         )
         parts.append(_text(WIDTH, y + 25, f"{row.value:.3f}", "end"))
-    return _svg(title, step * len(rows), parts)
+        y += 34
+    return _svg(title, y, parts)
 
 
 def reliability(title: str, bins: Sequence[Bin], ece: float) -> Any:

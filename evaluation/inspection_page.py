@@ -38,7 +38,7 @@ def write_html(
         TEMPLATE,
         file,
         name=name,
-        table=_by_module(changes),
+        table=by_module(changes),
         weights=_weight_pictures(changes),
         routing=_routing_pictures(answered["systems"]),
         training=[loss_curve("fine-tuning", history), _learning_rate(history)] if history else [],
@@ -49,7 +49,7 @@ def write_html(
     )
 
 
-def _by_module(changes: Sequence[Change]) -> list[dict[str, Any]]:
+def by_module(changes: Sequence[Change]) -> list[dict[str, Any]]:
     """One row a module: its matrices, norms over all of them, and the mean effective rank."""
     groups: dict[str, list[Change]] = defaultdict(list)
     for change in changes:

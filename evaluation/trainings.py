@@ -18,8 +18,9 @@ def contributions(run: RunFolder) -> list[str]:
     """What each training of a rehearsal taught; nothing of a published model."""
     if run.recipe.pretraining is None:
         return []
-    losses = [f"{last_loss(folder):.3f}" for folder in (run.pretrain, run.finetune)]
-    steps = run.recipe.pretraining.max_steps, last_step(run.finetune)
+    histories = [read_history(folder) for folder in (run.pretrain, run.finetune)]
+    losses = [f"{last_loss(rows):.3f}" for rows in histories]
+    steps = run.recipe.pretraining.max_steps, last_step(histories[1])
     trained = "an adapter" if run.recipe.peft else "all weights"
     return [
         f"The base is a random model, trained in full for {steps[0]} steps on the training tickets, each queue under "

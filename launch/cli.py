@@ -11,7 +11,19 @@ import typer
 
 from common.disk import problem_of
 from common.errors import NemoRunError
-from launch.commands import convert, doctor, evaluate, inspect, launch_recipe, monitor, plan, prepare, route, serve
+from launch.commands import (
+    compare,
+    convert,
+    doctor,
+    evaluate,
+    inspect,
+    launch_recipe,
+    monitor,
+    plan,
+    prepare,
+    route,
+    serve,
+)
 
 app = typer.Typer(
     name="nemo-run",
@@ -31,6 +43,7 @@ app.command("plan")(plan.plan_layouts)
 app.command("doctor")(doctor.examine)
 app.command("evaluate")(evaluate.evaluate_model)
 app.command("inspect")(inspect.inspect_run)
+app.command("compare")(compare.compare_runs)
 app.command("serve")(serve.serve_model)
 app.command("route")(route.route_tickets)
 

@@ -22,7 +22,9 @@ def show(plan: LaunchPlan) -> None:
     print(f"run folder {plan.run.path}")
     texts = dict(texts_of(plan))
     for stage in plan.stages:
-        if stage not in plan.todo:
+        if maker := plan.makers.get(stage.name):
+            print(f"{stage.name}: made by {maker}")
+        elif stage not in plan.todo:
             print(f"{stage.name}: current, skipped")
         elif plan.profile.executor == "local":
             print(f"{stage.name}: {texts[stage.name]}")
@@ -63,7 +65,7 @@ def _nothing() -> Any:
 def _slurm(job: Any, folder: Path, after: list[str]) -> str:
     submit = ["sbatch", "--requeue", "--parsable"]
     if after:
-        submit.append("--dependency=afterok:" + ":".join(f"<{name}>" for name in after))
+        submit.append(f"--dependency={job.executor.dependency_type}:" + ":".join(f"<{name}>" for name in after))
     script = f"{job.executor.tunnel.job_dir}/{job.id}_sbatch.sh"
     return f"# {' '.join([*submit, script])}\n{script_of(job, folder)}"
 

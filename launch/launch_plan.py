@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class LaunchPlan:
         stages: those that were selected, in order.
         todo: those of them whose output is missing or out of date.
         restarts: how often this launch has started the first of them again.
+        waits: for jobs of other runs, by stage, in the words of `sbatch --dependency`.
+        makers: of stages that another run of a sweep makes, that run's name.
     """
 
     run: RunFolder
@@ -43,6 +45,8 @@ class LaunchPlan:
     stages: tuple[Stage, ...]
     todo: tuple[Stage, ...]
     restarts: int = 0
+    waits: Mapping[str, str] = field(default_factory=dict)
+    makers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: RunFolder, profile: Profile, selection: Selection) -> LaunchPlan:

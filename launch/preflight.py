@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import LaunchError
-from common.values import one_line
+from common.values import listed, one_line
 from data_prep.sources import SUFFIXES
-from launch import store
 from launch.executors.tunnel import ask, is_remote
 from launch.launch_plan import LaunchPlan
+from launch.run_status import active_jobs
 from modeling import attention
 from pipeline.pending import not_made
 from recipes.schema.logger_checks import obstacles
@@ -29,14 +29,21 @@ def check(plan: LaunchPlan, *, force: bool = False) -> None:
     Raises:
         LaunchError: lists every reason.
     """
-    checks = [each for each in CHECKS if not (force and each is _fits)]
-    reasons = [sentence for each in checks for sentence in each(plan)]
+    reasons = obstacles_of(plan, force=force)
     if not reasons and plan.profile.executor == "slurm":
-        reasons = list(_refused_by_slurm(plan))
-    if len(reasons) == 1:
-        raise LaunchError(reasons[0])
+        reasons = list(refused_by_slurm(plan))
     if reasons:
-        raise LaunchError(f"{len(reasons)} things stand in the way:\n" + "\n".join(f"  - {each}" for each in reasons))
+        raise LaunchError(listed(reasons))
+
+
+def obstacles_of(plan: LaunchPlan, *, force: bool = False, alone: bool = True) -> list[str]:
+    """Every reason why a launch cannot succeed, but for what sbatch itself would refuse.
+
+    Args:
+        alone: False for a run of a sweep, which has one answer for all its runs about their disk and their jobs.
+    """
+    skipped = {*([_fits] if force else []), *([] if alone else [_disk, _busy])}
+    return [sentence for each in CHECKS if each not in skipped for sentence in each(plan)]
 
 
 def _gpus(plan: LaunchPlan) -> Iterator[str]:
@@ -163,15 +170,19 @@ def _logger(plan: LaunchPlan) -> Iterator[str]:
 
 
 def _disk(plan: LaunchPlan) -> Iterator[str]:
-    if plan.profile.executor not in SHARED_EXECUTORS:
-        return
+    if plan.profile.executor in SHARED_EXECUTORS:
+        yield from too_large([plan], plan.run.path)
+
+
+def too_large(plans: Sequence[LaunchPlan], folder: Path) -> Iterator[str]:
+    """That what these launches write below a folder has no room there, if so."""
     from launch.estimates import disk_of
 
-    need = disk_of(plan.recipe, plan.todo)
-    free = _free(plan.run.path, plan.tunnel)
+    need = sum(disk_of(plan.recipe, plan.todo) for plan in plans)
+    free = _free(folder, plans[0].tunnel)
     if free is not None and need > free:
         yield (
-            f"{plan.run.path} needs about {need / 1e9:.0f} GB and {free / 1e9:.0f} GB are free: "
+            f"{folder} needs about {need / 1e9:.0f} GB and {free / 1e9:.0f} GB are free: "
             "choose another disk with --runs, or remove old runs."
         )
 
@@ -189,16 +200,10 @@ def _free(path: Path, tunnel: Any) -> int | None:
 
 
 def _busy(plan: LaunchPlan) -> Iterator[str]:
-    if plan.profile.executor != "slurm":
-        return
-    from launch.executors.slurm_jobs import job_states
-
-    launch = store.last_launch(plan.run.path)
-    ids = {job.id: job.stage for job in launch.jobs.values() if job.id} if launch else {}
-    for job, state in job_states(plan.tunnel, list(ids)).items():
-        if state.active:
+    if plan.profile.executor == "slurm":
+        for stage, (job, state) in active_jobs(plan.run.path, plan.tunnel).items():
             remedy = f"wait for it, or nemo-run cancel {plan.run.path}"
-            yield f"stage {ids[job]} of this run is {state.name} as job {job}: {remedy}."
+            yield f"stage {stage} of this run is {state.name} as job {job}: {remedy}."
 
 
 def _sbatch(plan: LaunchPlan) -> Iterator[str]:
@@ -209,7 +214,7 @@ def _sbatch(plan: LaunchPlan) -> Iterator[str]:
         )
 
 
-def _refused_by_slurm(plan: LaunchPlan) -> Iterator[str]:
+def refused_by_slurm(plan: LaunchPlan) -> Iterator[str]:
     """Refusals of `sbatch --test-only`, one sentence each, before any script is submitted."""
     from launch.dryrun import texts_of
 

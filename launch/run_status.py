@@ -12,6 +12,7 @@ from launch.executors.slurm_jobs import JobState, job_states
 from launch.executors.tunnel import ask, is_remote
 from pipeline.run_folder import RunFolder, is_run
 from pipeline.stage import Stage, details_of, is_current, stages_of
+from pipeline.sweep_folder import last_stage_of, runs_of_sweep
 
 WORDS = {
     "PENDING": "waiting",
@@ -61,6 +62,28 @@ def of_run(name: str) -> list[Row]:
     return _of_local(run, launch)
 
 
+def of_sweep(folder: Path) -> list[Row]:
+    """A row for each run of a sweep, under the run's name: its first failure, what runs, or what it waits for."""
+    rows = []
+    running, last = store.holder(folder) is not None, last_stage_of(folder)
+    for path in runs_of_sweep(folder):
+        stages = of_run(str(path))
+        row = _decisive(stages[: 1 + [stage.stage for stage in stages].index(last)])
+        state = "waiting" if running and row.state == "not started" else row.state
+        note = row.note if state == "done" else f"{row.stage} {row.note}".rstrip()
+        rows.append(Row(path.name, state, row.job, note))
+    return rows
+
+
+def _decisive(rows: list[Row]) -> Row:
+    """The row that says how far a run is; of a finished run that of its evaluation."""
+    for state in (*FAILED, "running", "waiting", "cancelled", "interrupted", "unknown", "not started"):
+        for row in rows:
+            if row.state == state:
+                return row
+    return next((row for row in rows if row.stage == "evaluate"), rows[-1])
+
+
 def find_run(name: str, launch: store.Launch | None) -> RunFolder | None:
     """The run folder where it can be read from here; None where only the store knows of the run.
 
@@ -73,6 +96,14 @@ def find_run(name: str, launch: store.Launch | None) -> RunFolder | None:
     if launch is None:
         raise LaunchError(f"there is no run {name}: name a run folder, such as runs/gpt_oss_tiny_lora.")
     return None
+
+
+def active_jobs(run: Path, tunnel: Any) -> dict[str, tuple[str, JobState]]:
+    """The stages of a run's last launch on Slurm that run or wait: each one's job and its state."""
+    launch = store.last_launch(run)
+    jobs = {stage: job.id for stage, job in launch.jobs.items() if job.id} if launch else {}
+    states = job_states(tunnel, list(jobs.values()))
+    return {stage: (job, states[job]) for stage, job in jobs.items() if job in states and states[job].active}
 
 
 def tunnel_of_launch(launch: store.Launch) -> Any:

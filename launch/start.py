@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from common.errors import LaunchError
 from launch import experiment, preflight, run_status
@@ -32,20 +34,20 @@ def run_stages(plan: LaunchPlan, *, wait: bool = False, force: bool = False) -> 
     if is_remote(plan.tunnel):
         put_text(plan.tunnel, dump_recipe(plan.recipe), f"{plan.run.path}/{RECIPE_FILE}")
     else:
-        _settle(plan)
+        settle(plan)
         write_run(plan.run)
     if plan.profile.executor != "slurm":
         experiment.execute(plan)
         return
-    for name, job in experiment.submit(plan).items():
-        print(f"{name}: job {job}", flush=True)
+    for stage, job in experiment.submit(plan).items():
+        print(f"{stage}: job {job}", flush=True)
     name = plan.run.path.name if is_remote(plan.tunnel) else os.path.relpath(plan.run.path)
     print(f"nemo-run status {name} · nemo-run logs -f {name} · nemo-run cancel {name}", flush=True)
-    if wait:
-        _wait(name)
+    if wait and (failed := until_ended([name])):
+        raise LaunchError(failed[name])
 
 
-def _settle(plan: LaunchPlan) -> None:
+def settle(plan: LaunchPlan) -> None:
     """Refuse checkpoints of other settings, and move finished trainings away that lost files since."""
     for stage in plan.todo:
         resume.check(plan.run, stage)
@@ -53,25 +55,23 @@ def _settle(plan: LaunchPlan) -> None:
             print(f"{stage.name}: files are missing from its output, which now lies in {aside}", flush=True)
 
 
-def _wait(name: str, seconds: float = 2.0) -> None:
-    """Print each change of a stage's state until none can change any more.
+def until_ended(runs: Sequence[str], seconds: float = 2.0) -> dict[str, str]:
+    """Print each change of a stage's state until none of these runs has a job left; why runs failed, by run.
 
-    Raises:
-        LaunchError: a stage failed.
+    Asks Slurm once a run, and waits as many `seconds` for each before it asks again.
     """
-    shown: dict[str, str] = {}
+    shown: dict[tuple[str, str], str] = {}
     while True:
-        rows = run_status.of_run(name)
-        for row in rows:
-            if shown.get(row.stage) != row.state:
-                shown[row.stage] = row.state
-                print(f"{row.stage}: {row.state} {row.note}".rstrip(), flush=True)
-        if not any(row.active for row in rows):
-            break
-        time.sleep(seconds)
-    failed = [row for row in rows if row.failed]
-    if failed:
-        raise LaunchError(f"stage {failed[0].stage} {failed[0].state}: {failed[0].note}")
+        rows = [(run, row) for run in runs for row in run_status.of_run(run)]
+        for run, row in rows:
+            if shown.get((run, row.stage)) != row.state:
+                shown[run, row.stage] = row.state
+                of = f"{Path(run).name} " if len(runs) > 1 else ""
+                print(f"{of}{row.stage}: {row.state} {row.note}".rstrip(), flush=True)
+        if not any(row.active for _, row in rows):
+            # the first failed stage of each
+            return {run: f"stage {row.stage} {row.state}: {row.note}" for run, row in reversed(rows) if row.failed}
+        time.sleep(seconds * len(runs))
 
 
 def summarise(plan: LaunchPlan, seconds: float) -> None:

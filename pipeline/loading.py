@@ -29,17 +29,26 @@ def make_run(file: Path, overrides: list[str], runs: Path) -> RunFolder:
     tree = configured(file, overrides)
     _resolve_paths(tree)
     recipe = recipe_from(tree, str(file))
-    if not re.fullmatch(r"(?![.-])[\w.+-]+", recipe.name):
+    return RunFolder(folder_named(recipe.name, runs), recipe)
+
+
+def folder_named(name: str, runs: Path) -> Path:
+    """The whole path of a folder of that name inside `runs`.
+
+    Raises:
+        ConfigurationError: it would stand elsewhere, or shells or NeMo would take it apart.
+    """
+    if not re.fullmatch(r"(?![.-])[\w.+-]+", name):
         raise ConfigurationError(
-            f"name={one_line(ascii(recipe.name), 60)} is no name of one folder inside {runs}: use letters, digits and "
+            f"name={one_line(ascii(name), 60)} is no name of one folder inside {runs}: use letters, digits and "
             "_ . + - only; --runs chooses where it stands."
         )
-    path = (runs / recipe.name).resolve()
+    path = (runs / name).resolve()
     if not re.fullmatch(r"[\w./+-]+", str(path)):
         raise ConfigurationError(
             f"{path} holds characters that shells or NeMo take apart: choose other --runs or name=."
         )
-    return RunFolder(path, recipe)
+    return path
 
 
 def write_run(run: RunFolder) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common import artifacts
 from common.errors import LaunchError
 from pipeline.run_folder import RunFolder
-from pipeline.stage import Stage, is_current, stages_of
+from pipeline.stage import Stage, is_current, record_of, stages_of
 
 
 @dataclass(frozen=True)
@@ -53,3 +54,17 @@ def not_made(run: RunFolder, todo: Sequence[Stage]) -> list[tuple[Stage, str]]:
         for before in stages_of(run.recipe)
         if before.name in stage.after and before.name not in names and not is_current(before, run)
     ]
+
+
+def first_unrecorded(run: RunFolder, last: str) -> str | None:
+    """The first stage up to `last` that is not done, judged by the run's records alone; None where `last` is done.
+
+    Unlike `is_current` this needs neither the outputs nor the ticket source: they may lie on another machine.
+    """
+    stages = Selection(last=last).of(run)
+    records = {stage.name: artifacts.read_manifest(stage.output(run), record_of(stage, run)) for stage in stages}
+    made = {name: record.fingerprint for name, record in records.items() if record}
+    final = records[last]
+    if final and all(made.get(name, read) == read for name, read in final.inputs["after"].items()):
+        return None  # also where a record of what was shared did not come along
+    return next((name for name in records if name not in made), last)

@@ -55,6 +55,7 @@ class Stage:
 
     Attributes:
         output: the folder that it writes.
+        beside: what it writes there besides.
         settings: what of the recipe decides its output, as JSON can carry it.
         after: stages whose output it reads.
         trains: whether it runs in as many processes as training does.
@@ -68,6 +69,7 @@ class Stage:
     after: tuple[str, ...] = ()
     trains: bool = False
     wanted: Callable[[Recipe], bool] = lambda _: True
+    beside: Callable[[RunFolder], tuple[Path, ...]] = lambda _: ()
     format: int = FORMAT
 
 
@@ -104,11 +106,13 @@ STAGES: tuple[Stage, ...] = (
                 "prepare": run.tree["data"].get("prepare"),
                 "seq_length": run.recipe.data.seq_length,
                 "packed": run.recipe.data.packed,
+                **({"loss": run.recipe.data.loss} if run.recipe.data.loss else {}),
                 **({"renamed": True} if run.recipe.pretraining else {}),
             }
             | _tokenizer(run)
         ),
         after=("model",),
+        beside=lambda run: (run.renamed,) if run.recipe.pretraining else (),
     ),
     Stage(
         "import",

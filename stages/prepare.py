@@ -21,9 +21,13 @@ def prepare_tickets(run: RunFolder) -> Details:
         data.prepare,
         tokenizer=str(run.hf),
         max_length=data.prepare.max_length or data.seq_length,
+        loss=data.loss or data.prepare.loss,
         pack=data.seq_length if data.packed else data.prepare.pack,
     )
     report = prepare(data.source, run.data, options)
+    learnt = report.options.get("loss", "last")
+    if data.loss and learnt != data.loss:
+        raise DataError(f"{data.source} was prepared with loss on {learnt}: prepare it again with --loss {data.loss}.")
     if run.recipe.pretraining:
         write_renamed(run.data, run.renamed, load_tokenizer(str(run.hf)), data.seq_length)
     _check_lengths(run, max((int(split.get("longest", 0)) for split in report.lengths.values()), default=0))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from common.errors import LaunchError
 from pipeline.checkpoints import last_checkpoint
-from pipeline.history import last_loss
+from pipeline.history import last_loss, read_history
 from pipeline.run_folder import RunFolder
 from pipeline.stage import Details
 from recipes.schema.recipe import Pretraining, Recipe
@@ -24,7 +24,8 @@ def pretrain_base(run: RunFolder) -> Details:
     Training(
         "pretrain", _in_full(run.recipe, settings), start=run.base, like=run.base, dataset=run.renamed, out=run.pretrain
     ).run()
-    made = f"random base trained in full on the tickets under other queues' names, loss {last_loss(run.pretrain):.3f}"
+    loss = last_loss(read_history(run.pretrain))
+    made = f"random base trained in full on the tickets under other queues' names, loss {loss:.3f}"
     return Details(made, checkpoint=str(last_checkpoint(run.pretrain)))
 
 

@@ -21,7 +21,6 @@ from megatron.core.transformer.enums import AttnBackend  # noqa: E402
 from nemo import lightning as nl  # noqa: E402
 from nemo.collections import llm  # noqa: E402
 from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer  # noqa: E402
-from nemo.collections.llm.gpt.data.fine_tuning import FineTuningDataModule  # noqa: E402
 from nemo.collections.llm.gpt.data.packed_sequence import PackedSequenceSpecs  # noqa: E402
 
 from common.console import rank, say  # noqa: E402
@@ -44,13 +43,16 @@ from pipeline.checkpoints import (  # noqa: E402
     step_of,
 )
 from pipeline.history import HISTORY  # noqa: E402
+from pipeline.sweep_folder import title_of  # noqa: E402
 from recipes.schema.recipe import Recipe, lora_targets  # noqa: E402
 from recipes.schema.trees import Deferred  # noqa: E402
+from training.callbacks.best_and_last import BestAndLast  # noqa: E402
 from training.callbacks.exact_resume import ExactResume  # noqa: E402
 from training.callbacks.hang_watch import HangWatch  # noqa: E402
 from training.callbacks.preemption import SaveOnSigterm  # noqa: E402
 from training.callbacks.step_metrics import StepMetrics  # noqa: E402
 from training.loggers import loggers_of  # noqa: E402
+from training.ticket_data import TicketDataModule  # noqa: E402
 
 # megatron-core 0.15.3 takes torch's AdamW where it finds neither Transformer Engine's nor apex's, and cannot save that
 # one sharded: its state has a scalar (distrib_optimizer.py, sharded_param_state_dp_reshardable).
@@ -96,19 +98,19 @@ class Training:
         if attention.this_machine().capability is not None:
             check_states(self.start / "weights", self.config)
         tokenizer = AutoTokenizer(str(self.like / "context" / TOKENIZER), trust_remote_code=False)
-        log = self._log()
+        checkpoints = self.recipe.checkpoint.build()
         llm.finetune(
             model=llm.GPTOSSModel(self._model_config(), tokenizer=tokenizer),
             data=self._data(tokenizer),
             trainer=self._trainer(),
-            log=log,
+            log=self._log(checkpoints),
             optim=self._optimizer(),
             resume=resume_from(self.start, resumed),
             peft=self.recipe.peft.build() if self.recipe.peft else None,
             tokenizer=None,
         )
         if rank() == 0:
-            keep_best_and_last(self.out, log.ckpt.save_top_k)
+            keep_best_and_last(self.out, checkpoints.save_top_k)
 
     def _is_finished(self, resumed: Path) -> bool:
         """Whether an interrupted run had reached its last step, or stopped early: nothing is left to train.
@@ -155,9 +157,9 @@ class Training:
             )
         return packed
 
-    def _data(self, tokenizer: AutoTokenizer) -> FineTuningDataModule:
+    def _data(self, tokenizer: AutoTokenizer) -> TicketDataModule:
         data = self.recipe.data
-        return FineTuningDataModule(
+        return TicketDataModule(
             str(self.dataset),
             seq_length=data.seq_length,
             tokenizer=tokenizer,
@@ -191,7 +193,7 @@ class Training:
             step = step_of(last_checkpoint(self.out))
         except CheckpointError:
             step = 0
-        title = f"{self.out.parent.name} {self.title}"
+        title = f"{title_of(self.out.parent)} {self.title}"
         return StepMetrics(
             self.title,
             self.out / HISTORY,
@@ -239,12 +241,12 @@ class Training:
         # not strict: a training with fewer tickets for validation than a batch holds has no validation
         return [EarlyStopping("val_loss", patience=self.recipe.patience, strict=False, check_on_train_epoch_end=False)]
 
-    def _log(self) -> nl.NeMoLogger:
+    def _log(self, checkpoints: BestAndLast) -> nl.NeMoLogger:
         return nl.NeMoLogger(
             log_dir=str(self.out.parent),
             name=self.out.name,
             use_datetime_version=False,
-            ckpt=self.recipe.checkpoint.build(),
+            ckpt=checkpoints,
             update_logger_directory=False,
         )
 

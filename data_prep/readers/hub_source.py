@@ -11,7 +11,7 @@ from typing import Any
 from common.errors import DataError
 from common.values import one_line
 from data_prep.readers.features import with_names
-from data_prep.readers.rows import Damaged, OtherReading, Row, as_text
+from data_prep.readers.rows import Damaged, OtherReading, Row, as_text, without_nulls
 
 BATCH = 1024
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -72,7 +72,7 @@ class HubSource:
                     line += 1
                     values = {name: batch[name][index] for name in present}
                     named = {name: with_names(values[name], found) for name, found in classes.items()}
-                    yield Row(line, [as_text({**values, **named}.get(name)) for name in names])
+                    yield Row(line, [as_text(without_nulls({**values, **named}.get(name))) for name in names])
 
     def read_by_another(self, names: Sequence[str]) -> OtherReading | None:
         return None

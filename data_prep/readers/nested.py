@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep.columns import BODIES, SUBJECTS, spelling
+from data_prep.columns import BODIES, MESSAGES, SUBJECTS, TOOLS, spelling
 from data_prep.readers.rows import as_text
 
 NAMES = ("display_value", "displayName", "name", "value", "label")
@@ -30,7 +30,7 @@ def tickets_in(value: dict[str, Any], *, is_whole_file: bool = False) -> Iterato
     """
     lists = list(_lists_of_objects(value)) if not _has_text(value) and not _has_prose(value) else []
     known = [items for items in lists if any(_has_text(item) for item in items[:10])]
-    if not known and not (is_whole_file and len(lists) == 1):
+    if any(map(_are_turns, lists)) or (not known and not (is_whole_file and len(lists) == 1)):
         yield value
         return
     names = _names_by_id(value)
@@ -53,16 +53,20 @@ def look_up(ticket: dict[str, Any], path: Path) -> str:
             value = next((each["value"] for each in value if _is_field(each) and str(each["id"]) == key), None)
         else:
             return ""
-    return _value_text(value)
+    return as_text(value) if path[-1] in (MESSAGES, *TOOLS) else _value_text(value)
 
 
 def _lists_of_objects(value: dict[str, Any], depth: int = 0) -> Iterator[list[Any]]:
     for inner in value.values():
         if isinstance(inner, list) and inner and all(isinstance(item, dict) for item in inner[:10]):
-            if not all("role" in item for item in inner[:10]):  # the turns of one conversation
-                yield inner
+            yield inner
         elif isinstance(inner, dict) and depth < DEEPEST:
             yield from _lists_of_objects(inner, depth + 1)
+
+
+def _are_turns(items: list[Any]) -> bool:
+    """Whether these are a conversation's, which is one ticket."""
+    return all("role" in item for item in items[:10])
 
 
 def _has_text(value: Any, depth: int = 0) -> bool:

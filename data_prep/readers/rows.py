@@ -87,6 +87,13 @@ def as_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
 
 
+def without_nulls(value: Any) -> Any:
+    """A value without the members that Arrow gives an object because another row's has them."""
+    if isinstance(value, dict):
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
 def first_filled(values: Sequence[str], places: Sequence[int]) -> str:
     """The value of a column, or of several columns with its name."""
     if len(places) == 1:

@@ -11,7 +11,16 @@ from typing import Any
 from common.errors import DataError
 from common.values import one_line
 from data_prep.readers.features import class_names, with_names
-from data_prep.readers.rows import Damaged, OtherReading, Row, as_text, first_filled, places_of, repeated_columns
+from data_prep.readers.rows import (
+    Damaged,
+    OtherReading,
+    Row,
+    as_text,
+    first_filled,
+    places_of,
+    repeated_columns,
+    without_nulls,
+)
 from data_prep.readers.unpacked import HARMLESS, MOST_TIMES
 
 BATCH = 1024
@@ -69,7 +78,9 @@ class ParquetSource:
 
     def _texts(self, column: Any, name: str) -> list[str]:
         classes = self._classes.get(name)
-        return [as_text(with_names(value, classes) if classes else value) for value in column.to_pylist()]
+        return [
+            as_text(with_names(value, classes) if classes else without_nulls(value)) for value in column.to_pylist()
+        ]
 
 
 @dataclass

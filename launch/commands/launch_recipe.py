@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from common.errors import ConfigurationError
+
 
 def launch(
     recipe: Annotated[Path, typer.Argument(help="Recipe file, such as recipes/gpt_oss_tiny_lora.py.")],
@@ -29,10 +31,21 @@ def launch(
     force: Annotated[bool, typer.Option("--force", help="Start also what does not fit by the memory model.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="With Slurm: stay until the last stage has ended.")] = False,
     runs: Annotated[Path | None, typer.Option(help="Folder in which the run gets its own; by default runs.")] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=V1,V2,…", help="One run for each value; of several such options, for each point."),
+    ] = None,
+    sweep_random: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only N points of the grid.")] = None,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="With Slurm: so many runs of a sweep at a time; else all.")
+    ] = None,
 ) -> None:
     """Run a recipe: prepare, import, fine-tune, evaluate, export. What is already whole and current is skipped.
 
+    A sweep gets a folder of its own with a run folder for each point; what the points have in common is made once.
+
     Example: nemo-run launch recipes/gpt_oss_tiny_lora.py data.source=tickets.csv trainer.max_steps=50
+    Example: nemo-run launch recipes/gpt_oss_tiny_lora.py --sweep optim.config.lr=1e-3,4e-3 --until evaluate
     """
     from launch.executors import profiles
     from launch.launch_plan import LaunchPlan
@@ -43,10 +56,26 @@ def launch(
     started = time.perf_counter()
     mine, of_profile = profiles.split_overrides(overrides or [])
     profile = profiles.load_profile(cluster, of_profile, executor)
-    run = make_run(recipe, mine, runs or Path(profile.runs or "runs"))
+    folder, selection = runs or Path(profile.runs or "runs"), Selection(only, first, last)
+    if sweep:
+        if export_script is not None:
+            raise ConfigurationError("--export-script writes the scripts of one run: leave out --sweep.")
+        from launch.sweep import make_sweep
+        from launch.sweep_start import SweepPlan, launch_sweep, show_sweep
+
+        points = make_sweep(recipe, mine, sweep, sweep_random, folder)
+        sweep_plan = SweepPlan(points, profile, selection, parallel)
+        if dryrun:
+            show_sweep(sweep_plan)
+            return
+        launch_sweep(sweep_plan, {"recipe": str(recipe), "overrides": mine, "sweep": sweep}, wait=wait, force=force)
+        return
+    if sweep_random is not None or parallel is not None:
+        raise ConfigurationError("--sweep-random and --parallel belong to a sweep: add --sweep KEY=V1,V2.")
+    run = make_run(recipe, mine, folder)
     if not dryrun and upgrade_run(run.path):
         print(f"{run.path} was made by version 0.1: its records now have today's form", flush=True)
-    plan = LaunchPlan.of(run, profile, Selection(only, first, last))
+    plan = LaunchPlan.of(run, profile, selection)
     if dryrun:
         from launch.dryrun import show
 

@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.errors import LaunchError
+from pipeline.sweep_folder import is_sweep, runs_of_sweep
 
 if TYPE_CHECKING:
     from launch.store import Launch
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder; or the name of a run on another machine.")]
+RunOrSweep = Annotated[
+    str, typer.Argument(metavar="RUN|SWEEP", help="Run or sweep folder; or the name of a run on another machine.")
+]
 
 
-def status(run: Run) -> None:
-    """Each stage of a run: done, running, waiting or failed, with the job and the last error line.
+def status(run: RunOrSweep) -> None:
+    """Each stage of a run, or each run of a sweep: done, running, waiting or failed, with the job and the last error.
 
     Example: nemo-run status runs/gpt_oss_tiny_lora
     """
@@ -29,8 +33,9 @@ def status(run: Run) -> None:
 
     from launch import run_status
 
-    rows = run_status.of_run(run)
-    table = Table("stage", "state", "job", "", box=None, pad_edge=False)
+    sweep = is_sweep(Path(run))
+    rows = run_status.of_sweep(Path(run)) if sweep else run_status.of_run(run)
+    table = Table("run" if sweep else "stage", "state", "job", "", box=None, pad_edge=False)
     for row in rows:
         table.add_row(row.stage, row.state, row.job, row.note)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
@@ -67,13 +72,16 @@ def logs(
         raise LaunchError(f"stage {chosen} has printed nothing yet: nemo-run logs -f {run} {chosen} waits for it.")
 
 
-def cancel(run: Run) -> None:
-    """Stop what runs or waits; what is finished stays, and a new launch goes on from there.
+def cancel(run: RunOrSweep) -> None:
+    """Stop what runs or waits, of a run or of all runs of a sweep; a new launch goes on from what is finished.
 
     Example: nemo-run cancel runs/gpt_oss_tiny_lora
     """
     from launch import run_status, store
 
+    if is_sweep(Path(run)):
+        _cancel_sweep(Path(run))
+        return
     launch = store.last_launch(run)
     folder = run_status.find_run(run, launch)
     process = store.holder(folder.path) if folder else None
@@ -88,6 +96,19 @@ def cancel(run: Run) -> None:
         print(f"{row.stage}: job {row.job} cancelled")
     if not stopped:
         print("nothing runs or waits")
+
+
+def _cancel_sweep(folder: Path) -> None:
+    from launch import store
+
+    process = store.holder(folder)
+    if process is not None:
+        os.kill(process, signal.SIGINT)
+        print(f"told process {process} to stop")
+        return
+    for run in reversed(runs_of_sweep(folder)):  # the last first: the window of --parallel lets none start
+        print(f"{run.name}: ", end="")
+        cancel(str(run))
 
 
 def _cancel_job(launch: Launch, stage: str, job: str) -> None:

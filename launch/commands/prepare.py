@@ -53,6 +53,9 @@ def prepare_tickets(
     rendering: Annotated[
         str, typer.Option(help="server: the prompt of vLLM's chat API; template: that of Hugging Face's chat template.")
     ] = "server",
+    loss: Annotated[
+        str, typer.Option(help="Turns of a conversation's assistant that are learnt: all, or the last one.")
+    ] = "last",
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or Hub id: its chat template renders, its tokens are counted.")
     ] = None,
@@ -91,6 +94,7 @@ def prepare_tickets(
         format=format,  # type: ignore[arg-type]
         instruction=instruction or DEFAULT_INSTRUCTION,
         rendering=rendering,  # type: ignore[arg-type]
+        loss=loss,  # type: ignore[arg-type]
         tokenizer=tokenizer,
         max_length=max_length,
         too_long=too_long,  # type: ignore[arg-type]
@@ -124,6 +128,7 @@ def _show(report: PrepareReport) -> None:
             report.duplicates.get("groups_with_conflicting_labels", 0),
         ),
         ("cut to max_length", report.cut_tickets),
+        ("further rows of conversations with several turns", report.further_rows),
     ):
         if count:
             rows.add_row(name, f"{count:,}")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ENTRY = "stages"
 """Module that a stage's process starts with."""
+AFTER = "afterok"
+"""How a Slurm job depends on those whose output it reads."""
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
 MISSING_CLOUD = {"skypilot": "skypilot", "kubeflow": "kubernetes"}
 Arguments = dict[str, Any]
@@ -79,7 +81,20 @@ def executor_for(plan: LaunchPlan, stage: Stage) -> Any:
 def arguments_for(plan: LaunchPlan, stage: Stage) -> tuple[str, Arguments]:
     """Name of the NeMo-Run class and its arguments."""
     cls, arguments = _ARGUMENTS[plan.profile.executor]
-    return cls, arguments(plan, plan.profile, plan.resources(stage))
+    return cls, arguments(plan, plan.profile, plan.resources(stage)) | _waiting(plan, stage)
+
+
+def _waiting(plan: LaunchPlan, stage: Stage) -> Arguments:
+    """How a Slurm job waits for those of other runs: by its script, or in front of the jobs of this launch.
+
+    NeMo-Run knows only those (nemo_run 0.11.1, `Experiment._run_dag`), and its command line wins over the script.
+    """
+    waits = plan.waits.get(stage.name)
+    if waits is None or plan.profile.executor != "slurm":
+        return {}
+    if plan.dependencies(stage):
+        return {"dependency_type": f"{waits},{AFTER}"}
+    return {"additional_parameters": _additional(plan.profile) | {"dependency": waits}}
 
 
 def _environment(plan: LaunchPlan) -> dict[str, str]:
@@ -95,7 +110,7 @@ def _torchrun(plan: LaunchPlan) -> Any:
     """NeMo-Run's torchrun launcher at a rendezvous of this run's own, the same at every launch."""
     import nemo_run
 
-    number = zlib.crc32(plan.run.path.name.encode())
+    number = zlib.crc32("/".join(plan.run.path.parts[-2:]).encode())  # sweeps name their runs alike
     return nemo_run.Torchrun(rdzv_id=number % 10_000, rdzv_port=20_000 + number % 10_000)
 
 
@@ -141,8 +156,6 @@ def _docker(plan: LaunchPlan, profile: Profile, resources: Resources) -> Argumen
 def _slurm(plan: LaunchPlan, profile: Profile, resources: Resources) -> Arguments:
     slurm = profile.slurm if resources.trains else profile.slurm.without_gpus()
     environment = _environment(plan)
-    further = {name.replace("-", "_"): value for name, value in slurm.sbatch.items()}
-    further["kill_on_invalid_dep"] = "yes"  # else what follows a failed stage waits for ever
     arguments: Arguments = {
         "account": slurm.account,
         "partition": slurm.partition,
@@ -159,7 +172,7 @@ def _slurm(plan: LaunchPlan, profile: Profile, resources: Resources) -> Argument
         "nodes": resources.nodes,
         "ntasks_per_node": 1,
         "job_name_prefix": f"{plan.run.path.name}.",
-        "additional_parameters": further,
+        "additional_parameters": _additional(profile),
         "srun_args": list(slurm.srun) or None,
         # NeMo-Run writes `export NAME=value` as it is
         "env_vars": {name: shlex.quote(value) for name, value in environment.items()},
@@ -182,6 +195,12 @@ def _slurm(plan: LaunchPlan, profile: Profile, resources: Resources) -> Argument
             "container_env": [*environment, *profile.secrets],
         }
     return arguments
+
+
+def _additional(profile: Profile) -> dict[str, str]:
+    """Options of sbatch that NeMo-Run has no argument for."""
+    further = {name.replace("-", "_"): value for name, value in profile.slurm.sbatch.items()}
+    return further | {"kill_on_invalid_dep": "yes"}  # else what follows a failed stage waits for ever
 
 
 def _setup(profile: Profile) -> str | None:

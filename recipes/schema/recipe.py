@@ -15,6 +15,7 @@ from common.errors import ConfigurationError
 from common.values import checked_size, one_line
 from common.yaml_text import parse_yaml
 from data_prep.options import PrepareOptions
+from data_prep.turns import Loss
 from modeling.hf_config import find_config
 from modeling.layouts import Batch, Layout
 from modeling.lora_targets import ATTENTION, EXPERTS, LoraTargets
@@ -67,6 +68,8 @@ class TicketData:
     """`sample`, `kaggle`, a file of tickets or of conversations (`messages`), a folder of files, or one that
     `nemo-run prepare` wrote, which is used as it is."""
     prepare: PrepareOptions = field(default_factory=PrepareOptions)
+    loss: Loss | None = None
+    """Which of the assistant's turns of a conversation are learnt, `all` or `last`, instead of `prepare.loss`."""
     seq_length: int = 2048
     packed: bool = False
     """Several tickets in each sequence, none of which sees another; needs Transformer Engine (modeling.attention)."""

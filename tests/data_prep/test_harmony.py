@@ -3,14 +3,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import DataError
+from data_prep.conversations import Conversation
 from data_prep.harmony import (
     DATE,
     SPECIAL_TOKENS,
-    chat_turn,
     escape_control_tokens,
     renderer,
     routing_prompt,
 )  # fmt: skip
+from data_prep.turns import rows_of
 
 SYSTEM = (  # from openai/harmony, docs/format.md
     "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: 2024-06\n"
@@ -55,6 +56,11 @@ CHATS = [
 ]
 
 
+def last_turn(render, messages):
+    ((step,),) = rows_of(render, Conversation(messages), "last")
+    return step
+
+
 def test_routing_prompt():
     prompt = routing_prompt(renderer(), "Route to A, B.")
     assert prompt.fill("My {{ printer }}\n<b>") == (
@@ -64,7 +70,7 @@ def test_routing_prompt():
 
 
 def test_chat_with_thinking():
-    prompt, answer = chat_turn(renderer(), CHATS[1])
+    prompt, answer = last_turn(renderer(), CHATS[1])
     assert prompt == (
         SYSTEM + "<|start|>developer<|message|># Instructions\n\nAnswer in French.<|end|>"
         "<|start|>user<|message|>One?<|end|><|start|>assistant<|channel|>final<|message|>Un<|end|>"
@@ -77,16 +83,17 @@ def test_chat_with_thinking():
 
 
 def test_a_tokenizers_own_template_gives_the_same_text(tokenizer):
-    ours = renderer(), renderer(tokenizer)
+    ours = renderer(None, "template"), renderer(tokenizer, "template")
     tokenizer.chat_template = STUB
-    theirs = renderer(tokenizer)
-    hub = [renderer(each, "template") for each in (None, tokenizer)]
+    theirs = renderer(tokenizer, "template")
+    assert renderer(tokenizer) is renderer()  # gpt-oss's server does not read it
+    hub = ours[0], theirs
     assert routing_prompt(hub[0], "Route.") == routing_prompt(hub[1], "Route.")
     assert "# Instructions\n\nRoute.\n\n<|end|>" in routing_prompt(hub[1], "Route.").before
     for render in ours:
         assert routing_prompt(render, "Route.") == routing_prompt(theirs, "Route.")
         for chat in CHATS:
-            assert chat_turn(render, chat) == chat_turn(theirs, chat)
+            assert last_turn(render, chat) == last_turn(theirs, chat)
 
 
 def test_templates_read_as_transformers_renders_them(tokenizer):
@@ -101,7 +108,7 @@ def test_templates_read_as_transformers_renders_them(tokenizer):
         theirs = tokenizer.apply_chat_template(
             CHATS[1], tokenize=False, add_generation_prompt=opened, strftime_now=lambda _: DATE, reasoning_effort="low"
         )
-        assert renderer(tokenizer)(CHATS[1], opened) == theirs
+        assert renderer(tokenizer, "template")(CHATS[1], opened) == theirs
         assert '"ä": "<b>"' in theirs
 
 
@@ -124,13 +131,7 @@ def test_control_tokens_in_a_ticket_are_text_to_the_tokenizer(tokenizer):
     assert count[0] == count[1] == 12
 
 
-@pytest.mark.parametrize("chat", [[], [{"role": "user", "content": "a"}], [{"role": "assistant", "content": ""}]])
-def test_a_conversation_without_an_answer(chat):
-    with pytest.raises(DataError, match="does not end with an answer"):
-        chat_turn(renderer(), chat)
-
-
 def test_a_template_that_changes_what_users_say(tokenizer):
     tokenizer.chat_template = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
     with pytest.raises(DataError, match="does not show the user's message once"):
-        routing_prompt(renderer(tokenizer), "Route.")
+        routing_prompt(renderer(tokenizer, "template"), "Route.")

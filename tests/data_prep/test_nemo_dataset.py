@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from common.errors import DataError
 from data_prep.nemo_dataset import NEMO_DATASET_KWARGS, packed_sequence_arguments
 from data_prep.options import PrepareOptions
 from data_prep.preparation import prepare
+from data_prep.row_format import steps_in, tokens_and_loss
+from tests.data_prep.generated_chats import chat
 
 pytestmark = pytest.mark.slow
 SIZE = 2048
@@ -25,14 +28,15 @@ def prepared(tmp_path_factory, tokenizer_folder) -> Path:
     return folder
 
 
-def data_module(folder: Path, tokenizer_folder: Path, **arguments: Any) -> Any:
+def data_module(folder: Path, tokenizer_folder: Path, *, size: int = SIZE, **arguments: Any) -> Any:
     from nemo.collections.common.tokenizers import AutoTokenizer
-    from nemo.collections.llm.gpt.data.fine_tuning import FineTuningDataModule
+
+    from training.ticket_data import TicketDataModule
 
     tokenizer = AutoTokenizer(str(tokenizer_folder))
-    return FineTuningDataModule(
+    return TicketDataModule(
         folder,
-        seq_length=SIZE,
+        seq_length=size,
         tokenizer=tokenizer,
         micro_batch_size=1,
         dataset_kwargs=NEMO_DATASET_KWARGS,
@@ -86,6 +90,64 @@ def test_packed_sequences_carry_the_same_loss(prepared, tokenizer, tokenizer_fol
                     found.append((tokenizer.decode(whole), tokenizer.decode(answer)))
         rows = rows_of(prepared, split)
         assert sorted(found) == sorted((row["input"] + row["output"], row["output"]) for row in rows)
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory, tokenizer_folder) -> Path:
+    """A hundred conversations with tools and thinking, loss on every turn of the assistant."""
+    pytest.importorskip("nemo.collections.llm")
+    folder = tmp_path_factory.mktemp("conversations")
+    (folder / "t.jsonl").write_text("".join(json.dumps(chat(seed)) + "\n" for seed in range(100)))
+    options = PrepareOptions(tokenizer=str(tokenizer_folder), loss="all", pack=2 * SIZE, near_duplicates=1)
+    prepare(folder / "t.jsonl", folder / "out", options)
+    return folder / "out"
+
+
+def test_every_turn_of_the_assistant_carries_loss_and_nothing_else(conversations, tokenizer, tokenizer_folder):
+    module = data_module(conversations, tokenizer_folder, size=2 * SIZE)
+    dataset = module._create_dataset(module.train_path, **module.dataset_kwargs)
+    rows = rows_of(conversations, "training")
+    assert len(dataset) == len(rows) > 100
+    assert sum(len(steps_in(row)) > 1 for row in rows) > 30
+    assert sum(row["output"].startswith(" to=functions.") for row in rows) > 10, "a blank that NeMo would strip"
+    for index, row in enumerate(rows):
+        batch = dataset.collate_fn([dataset[index]])
+        tokens, labels, mask = (batch[name][0].tolist() for name in ("tokens", "labels", "loss_mask"))
+        parts = [[tokenizer.encode(part, add_special_tokens=False) for part in step] for step in steps_in(row)]
+        whole = [token for step in parts for part in step for token in part]
+        assert tokens[: len(whole) - 1] == whole[:-1]
+        assert labels[: len(whole) - 1] == whole[1:]
+        expected = [is_answer for step in parts for part, is_answer in zip(step, (0, 1), strict=True) for _ in part]
+        assert mask == [*expected[1:], *[0] * (len(mask) - len(whole) + 1)]
+        assert tokenizer.decode(whole) == row["input"] + row["output"]
+
+
+def test_packed_conversations_carry_the_same_loss(conversations, tokenizer, tokenizer_folder):
+    from nemo.collections.llm.gpt.data.packed_sequence import PackedSequenceSpecs
+
+    specs = PackedSequenceSpecs(**packed_sequence_arguments(conversations, 2 * SIZE))
+    module = data_module(conversations, tokenizer_folder, size=2 * SIZE, packed_sequence_specs=specs)
+    dataset = module._create_dataset(
+        module.train_path_packed, pack_metadata_path=module.pack_metadata, **module.dataset_kwargs
+    )
+    found = []
+    for index in range(len(dataset)):
+        batch = dataset.collate_fn([dataset[index]])
+        tokens, labels, mask = (batch[name][0].tolist() for name in ("tokens", "labels", "loss_mask"))
+        for start, end in pairwise(batch["cu_seqlens_unpadded"][0].tolist()):
+            if end > start and any(mask[start:end]):
+                found.append(([*tokens[start:end], labels[end - 1]], [False, *map(bool, mask[start:end])]))
+    rows = rows_of(conversations, "training")
+    expected = [tokens_and_loss(row, lambda text: tokenizer.encode(text, add_special_tokens=False)) for row in rows]
+    assert sorted(found) == sorted((tokens, learnt) for tokens, learnt in expected)
+
+
+def test_a_conversation_that_is_too_long_is_not_cut_in_silence(conversations, tokenizer_folder):
+    module = data_module(conversations, tokenizer_folder, size=64)
+    dataset = module._create_dataset(module.train_path, **module.dataset_kwargs)
+    several = next(n for n, row in enumerate(rows_of(conversations, "training")) if len(steps_in(row)) > 1)
+    with pytest.raises(DataError, match=r"more than data\.seq_length: prepare it with --tokenizer and --max-length 64"):
+        dataset[several]
 
 
 @pytest.fixture

@@ -50,8 +50,9 @@ def test_two_processes_train_as_one(trainings: dict[str, Any], name: str) -> Non
 def test_experts_that_stay_mxfp4_train_the_same(trainings: dict[str, Any], name: str, plain: str) -> None:
     """Beside Transformer Engine's other modules; its own experts add their products up in another order, in bf16.
 
-    That turns near-ties of the router: with these tickets it gives a token of the fourth step another expert, which
-    moves that loss by 7e-4 and its gradient by 0.8 %. tests/modeling compares the experts themselves, bit for bit.
+    That can turn a near-tie of the router, and a token gets another expert: with these tickets the fourth loss moves
+    by 7e-4 and its gradient by 0.8 %, the first three by 1e-4. tests/modeling compares the experts
+    themselves, bit for bit.
     """
     found, expected = trainings[name], trainings[plain]
     assert figures(found, "loss")[:3] == [pytest.approx(row, rel=2e-4) for row in figures(expected, "loss")[:3]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,12 @@ def test_an_edit_of_the_same_size_and_time(what: str, run: RunFolder, tmp_path: 
     change, expected = EDITS[what]
     change(tmp_path)
     assert stale(run) == expected
+
+
+def test_the_turns_with_loss_are_of_the_prepared_data(run: RunFolder) -> None:
+    data = replace(run.recipe.data, loss="all")
+    other = RunFolder(run.path, replace(run.recipe, data=data))
+    assert stale(other) == {"prepare", "finetune", "evaluate", "export"}
 
 
 def test_a_copy_of_a_large_weight_is_the_same_model(run: RunFolder, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -143,3 +144,51 @@ def test_the_20b_recipe_is_accepted_with_eight_gpus_a_node(
     assert refused.status == 1
     assert words in refused.err
     assert "cluster.slurm.KEY=VALUE" in refused.err
+
+
+def test_a_sweep_side_by_side_cancelled_and_finished(login: Login) -> None:
+    """Two runs at a time of six; what they share is made by the first and waited for by all."""
+    sweep = (
+        "name=six",
+        "--sweep=optim.config.lr=1e-3,4e-3",
+        "--sweep=peft.dim=2,4,8",
+        "--parallel=2",
+        "--until=finetune",
+        "trainer.devices=1",
+        "trainer.strategy.expert_model_parallel_size=1",
+        "model.toy.num_hidden_layers=2",
+        "data.seq_length=512",
+        "pretraining.max_steps=4",
+        "trainer.max_steps=4",
+        "trainer.limit_val_batches=1",
+    )
+    folder = login.cwd / "runs" / "six"
+    launched = login.launch(TINY, *sweep)
+    assert launched.status == 0, launched.err
+    jobs = dict(re.findall(r"^(lr-\S+): .*finetune job (\d+)$", launched.out, re.M))
+    names = list(jobs)
+    assert len(names) == 6
+
+    def finished() -> list[str]:
+        return [name for name in names if (folder / name / "stages" / "finetune.json").is_file()]
+
+    until(lambda: len(finished()) >= 2, 900, "the end of two runs")
+    cancelled = login.command("cancel", "runs/six")
+    assert cancelled.status == 0, cancelled.err
+    assert "cancelled" in cancelled.out
+    until(lambda: login.cluster.run("squeue", "-h") == "", 120, "the cancellation")
+    missing = [name for name in names if name not in finished()]
+    assert 1 <= len(missing) <= 4
+
+    again = login.launch(TINY, *sweep, "--wait", timeout=900)
+    assert again.status == 0, again.err
+    handed_in = dict(re.findall(r"^(lr-\S+): finetune job (\d+)$", again.out, re.M))
+    assert list(handed_in) == missing
+    shown = login.command("status", "runs/six").out.splitlines()[1:]
+    assert [line.split()[:2] for line in shown] == [[name, "done"] for name in names]
+    assert finished() == names
+    started = login.cluster.run("sacct", "-XnP", "--format=JobIDRaw,Start,End", "-j", ",".join(handed_in.values()))
+    times = {job: (start, end) for job, start, end in (line.split("|") for line in started.splitlines())}
+    order = [times[job] for job in handed_in.values()]
+    for earlier, later in zip(order, order[2:], strict=False):
+        assert earlier[1] <= later[0], "two at a time"

@@ -61,6 +61,12 @@ def test_a_prepared_folder_is_used_as_it_is(prepared: Path, tmp_path: Path) -> N
         assert (run.data / name).read_bytes() == (prepared / name).read_bytes()
 
 
+def test_the_turns_with_loss_are_asked_for_by_the_recipe(prepared: Path, tmp_path: Path) -> None:
+    assert "1,575 training" in prepare_tickets(run_on(prepared, tmp_path, seq_length=512, loss="last")).made
+    with pytest.raises(DataError, match="was prepared with loss on last: prepare it again with --loss all"):
+        prepare_tickets(run_on(prepared, tmp_path / "all", seq_length=512, loss="all"))
+
+
 def test_a_prepared_folder_that_does_not_fit(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds tickets of 310 tokens: set data\.seq_length=310, or prepare it with"):
         prepare_tickets(run_on(prepared, tmp_path / "short", seq_length=256))
