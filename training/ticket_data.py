@@ -63,5 +63,6 @@ class TicketDataModule(FineTuningDataModule):
             memmap_workers=self.memmap_workers,
             seed=self.seed,
             is_test=is_test,
+            label_key="output",
             **kwargs,
         )
