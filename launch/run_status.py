@@ -54,7 +54,7 @@ def of_run(name: str) -> list[Row]:
     """
     launch = store.last_launch(name)
     run = find_run(name, launch)
-    if launch and _is_slurm(launch):
+    if launch and is_on_cluster(launch):
         return _of_slurm(run, launch)
     if run is None:
         raise LaunchError(f"{name} lies on another machine and its executor keeps no account: look there.")
@@ -80,7 +80,8 @@ def tunnel_of_launch(launch: store.Launch) -> Any:
     return next(iter(launch.jobs.values())).executor.tunnel
 
 
-def _is_slurm(launch: store.Launch) -> bool:
+def is_on_cluster(launch: store.Launch) -> bool:
+    """Whether the launch's stages are jobs of Slurm."""
     return any(hasattr(job.executor, "tunnel") for job in launch.jobs.values())
 
 

@@ -32,7 +32,7 @@ def launch(
 ) -> None:
     """Run a recipe: prepare, import, fine-tune, evaluate, export. What is already whole and current is skipped.
 
-    Example: nemo-run launch recipes/gpt_oss_tiny_lora.py data.source=tickets.csv trainer.max_steps=50
+    Example: nemo-run launch recipes/gpt_oss_tiny_lora.py data.source=tickets.csv name=tickets
     """
     from launch.executors import profiles
     from launch.launch_plan import LaunchPlan

@@ -19,11 +19,19 @@ if TYPE_CHECKING:
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder; or the name of a run on another machine.")]
 
 
-def status(run: Run) -> None:
-    """Each stage of a run: done, running, waiting or failed, with the job and the last error line.
+def status(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Run folder, or the name of a run elsewhere; without it, all.")
+    ] = None,
+) -> None:
+    """Each stage of a run: done, running, waiting or failed, with the job and the last error line; or all runs.
 
-    Example: nemo-run status runs/gpt_oss_tiny_lora
+    Example: nemo-run status
+    Example: nemo-run status runs/tickets
     """
+    if run is None:
+        _list_runs(Path("runs"))
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -38,6 +46,24 @@ def status(run: Run) -> None:
         raise typer.Exit(1)
 
 
+def _list_runs(folder: Path) -> None:
+    from datetime import datetime
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from launch.run_list import listed_runs
+
+    runs = listed_runs(folder)
+    if not runs:
+        raise LaunchError(f"there is no run in {folder}: nemo-run launch recipes/gpt_oss_tiny_lora.py makes one.")
+    table = Table("run", "changed", "state", "stage", "job", "", box=None, pad_edge=False)
+    for each in runs:
+        changed, row = datetime.fromtimestamp(each.changed), each.row
+        table.add_row(each.name, f"{changed:%Y-%m-%d %H:%M}", row.state, row.stage, row.job, row.note)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
 def logs(
     run: Run,
     stage: Annotated[str | None, typer.Argument(help="Stage; by default the one that runs or ran last.")] = None,
@@ -45,7 +71,7 @@ def logs(
 ) -> None:
     """What a stage printed.
 
-    Example: nemo-run logs -f runs/gpt_oss_tiny_lora finetune
+    Example: nemo-run logs runs/tickets finetune
     """
     from launch import run_status, store
 
@@ -70,7 +96,7 @@ def logs(
 def cancel(run: Run) -> None:
     """Stop what runs or waits; what is finished stays, and a new launch goes on from there.
 
-    Example: nemo-run cancel runs/gpt_oss_tiny_lora
+    Example: nemo-run cancel runs/tickets
     """
     from launch import run_status, store
 
