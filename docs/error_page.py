@@ -1,4 +1,4 @@
-"""Write docs/errors.md: every sentence by which a command can fail, with cause and remedy, from the code that raises it.
+"""Write docs/errors.md: every sentence by which a command can fail, its cause and remedy, from the code that raises it.
 
 python docs/error_page.py
 """
@@ -32,12 +32,13 @@ HEAD = """\
 
 <!-- Written by `python docs/error_page.py` from the code; tests/test_docs.py keeps it current. -->
 
-An error is one sentence on stderr, `error: what is wrong: what to do`, and status 1; Ctrl-C is status 130. Nothing that was
-finished is lost: the same command goes on from there. Anything with a traceback is a fault of this package: report it with
-the output of `nemo-run --debug COMMAND`, which shows the traceback of the sentences too.
+An error is one sentence on stderr, `error: what is wrong: what to do`, and status 1; Ctrl-C is status 130. Nothing
+that was finished is lost: the same command goes on from there. Anything with a traceback is a fault of this package:
+report it with the output of `nemo-run --debug COMMAND`, which shows the traceback of the sentences too.
 
-A stage that fails names its log, `runs/NAME/logs/STAGE.log` (`.rankN.log` of the other processes): `nemo-run status RUN` shows
-the last error, `nemo-run logs RUN STAGE` all of it. When a process ends without a word, the kernel killed it for memory.
+A stage that fails names its log, `runs/NAME/logs/STAGE.log` (`.rankN.log` of the other processes): `nemo-run status
+RUN` shows the last error, `nemo-run logs RUN STAGE` all of it. When a process ends without a word, the kernel killed it
+for memory.
 
 Find your sentence by a few of its words. What stands in CAPITALS or as … is filled in with your files and values.
 """

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import typer
 from sybil import Example
 
-from launch.cli import app
 from tests.conftest import REPOSITORY, Rehearsal
-from tests.guides import PAGES, Story, read
+from tests.guides import PAGES, Story, commands, read
 from tests.serving.stand_in import StandIn, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -33,9 +31,7 @@ def story(rehearsal: Rehearsal) -> Iterator[Story]:
         (rehearsal.cwd / name).unlink()
 
 
-@pytest.mark.parametrize(
-    "example", [pytest.param(example, id=f"{page}:{example.line}") for page, example in EXAMPLES]
-)
+@pytest.mark.parametrize("example", [pytest.param(example, id=f"{page}:{example.line}") for page, example in EXAMPLES])
 def test_what_the_guides_show(example: Example, story: Story) -> None:
-    example.namespace |= {"story": story, "commands": set(typer.main.get_command(app).commands)}  # type: ignore[attr-defined]
+    example.namespace |= {"story": story, "commands": commands()}
     example.evaluate()

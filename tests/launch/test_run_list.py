@@ -33,7 +33,7 @@ def test_runs_are_listed_newest_first(here: Path) -> None:
     os.utime(here / "runs" / "damaged" / "recipe.yaml", (1, 1))
     told = CliRunner().invoke(app, ["status"])
     assert told.exit_code == 0, told.output
-    rows = [line.split() for line in told.output.splitlines()[1:]]
+    rows = [line.split() for line in told.output.splitlines() if line.startswith("runs/")]
     assert [row[0] for row in rows] == ["runs/newest", "runs/older", "runs/oldest", "runs/damaged"]
     assert [row[3:6] for row in rows[:3]] == [["not", "started", "model"]] * 3
     assert "is not YAML" in told.output
@@ -41,9 +41,7 @@ def test_runs_are_listed_newest_first(here: Path) -> None:
 
 def test_without_runs_the_next_command_is_named(here: Path) -> None:
     told = CliRunner().invoke(app, ["status"])
-    assert str(told.exception) == (
-        "there is no run in runs: nemo-run launch recipes/gpt_oss_tiny_lora.py makes one."
-    )
+    assert str(told.exception) == ("there is no run in runs: nemo-run launch recipes/gpt_oss_tiny_lora.py makes one.")
 
 
 @pytest.mark.parametrize(
