@@ -72,7 +72,7 @@ def divided(sentence: str) -> tuple[str, str]:
     """Cause and remedy, which a colon or, where that only follows a name, a semicolon divides."""
     for sign in (": ", "; "):
         cause, _, remedy = sentence.rpartition(sign)
-        if any(word.islower() for word in cause.split()):
+        if any(word.islower() for word in cause.split()) or " " in cause:
             return cause, remedy.rstrip(".")
     return sentence.rstrip("."), ""
 

@@ -77,7 +77,9 @@ def import_(
     started = time.perf_counter()
     carried = is_megatron(Path(source))
     if carried and experts == Experts.mxfp4:
-        raise ConfigurationError(f"{source} is no Hugging Face folder, from which alone experts can stay MXFP4.")
+        raise ConfigurationError(
+            f"{source} is no Hugging Face folder, from which alone experts can stay MXFP4: leave out --experts."
+        )
     with bars("bytes") as progress:
         if carried:
             rewrite_checkpoint(Path(source), out, to=to.value, progress=progress)
