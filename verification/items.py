@@ -17,6 +17,8 @@ from verification.subject import Subject, depth_of
 ROOT = Path(__file__).parents[1]
 TINY, SMALL, LARGE = MODELS = ("tiny", "gpt-oss-20b", "gpt-oss-120b")
 IDENTICAL = "identical"
+EMULATED = "emulated GPU"
+HARDWARE = REAL, KERNELS_IN_TORCH, CPU = "on a GPU", "GPU code on emulated kernels", "on a CPU"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,13 @@ class Item:
     title: str
     expected: str
     on: dict[str, Check | None] = field(default_factory=dict)
+
+    @property
+    def hardware(self) -> str:
+        """What the check runs on, one of `HARDWARE`; what no machine here can check needs a GPU."""
+        if not any(self.on.values()):
+            return REAL
+        return KERNELS_IN_TORCH if self.title.startswith(EMULATED) else CPU
 
 
 def by_tests(selection: str, found: str = "passed", *, measured: str = "", environment: str = "") -> Check:
@@ -140,7 +149,6 @@ def _packed(inputs: Inputs) -> str:
     return f"{IDENTICAL} (2 of 24 layers)"
 
 
-GPU = "emulated GPU"
 ITEMS = (
     Item(
         "logits",
@@ -223,37 +231,37 @@ ITEMS = (
     ),
     Item(
         "gpu-logits",
-        f"{GPU}: logits, dense and packed, against transformers, fp32",
+        f"{EMULATED}: logits, dense and packed, against transformers, fp32",
         "at most 1e-4",
         {TINY: by_tests("tests/gpu_path/test_model.py", measured="logits")},
     ),
     Item(
         "gpu-gradients",
-        f"{GPU}: every gradient against the local spec, fp32, relative",
+        f"{EMULATED}: every gradient against the local spec, fp32, relative",
         "at most 1e-4",
         {TINY: by_tests("tests/gpu_path/test_model.py", measured="gradients")},
     ),
     Item(
         "gpu-export",
-        f"{GPU}: strict restore, save and export, every bit",
+        f"{EMULATED}: strict restore, save and export, every bit",
         IDENTICAL,
         {TINY: by_tests("tests/gpu_path/test_model.py", IDENTICAL)},
     ),
     Item(
         "gpu-layouts",
-        f"{GPU}: adapters' gradients at TP2 and EP2, fp32, relative",
+        f"{EMULATED}: adapters' gradients at TP2 and EP2, fp32, relative",
         "at most 1e-5",
         {TINY: by_tests("tests/gpu_path/test_layouts.py", measured="gradients")},
     ),
     Item(
         "gpu-training",
-        f"{GPU}: packed training in bf16, LoRA and full, resumed; TP2, PP2, EP2; CP2 unpacked; MXFP4 experts",
+        f"{EMULATED}: packed training in bf16, LoRA and full, resumed; TP2, PP2, EP2; CP2 unpacked; MXFP4 experts",
         "4 losses within 2e-4",
         {TINY: by_tests("tests/gpu_path/test_training.py")},
     ),
     Item(
         "gpu-keys",
-        f"{GPU}: keys that a checkpoint must have, at full size",
+        f"{EMULATED}: keys that a checkpoint must have, at full size",
         "none is missing",
         {model: by_tests("tests/gpu_path/test_meta.py", IDENTICAL) for model in (SMALL, LARGE)},
     ),
