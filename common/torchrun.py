@@ -2,8 +2,8 @@
 
 `run_job` writes the job, a frozen dataclass whose `target` names a function, and starts the processes; in each of them
 `python -m common.torchrun JOB.json` reads it back and calls that function. What libraries print goes to
-`JOB.rankN.log` beside the file. A job that is refused fails with that sentence alone, a broken one with the end of the log
-of the process that failed first.
+`JOB.rankN.log` beside the file. A job that is refused fails with that sentence alone, a broken one with the end of the
+log of the process that failed first.
 """
 
 from __future__ import annotations
