@@ -149,6 +149,7 @@ def test_each_is_tested_against_the_best_on_the_same_tickets(runs: list[Path]) -
     ordered = sorted(raw, key=lambda name: raw[name])
     holm = np.maximum.accumulate([min(1, (6 - i) * raw[name]) for i, name in enumerate(ordered)])
     assert [comparison.p_values[name] for name in ordered] == pytest.approx(holm)
+    assert comparison.no_worse == [ordered[-1]] == ["lr-4e-3_dim-16"]
 
 
 def test_other_tickets_leave_the_tests_out(runs: list[Path], tmp_path: Path) -> None:
@@ -213,6 +214,7 @@ def test_the_page_needs_nothing_else(page: Path) -> None:
     assert text.count("<svg") == 3
     assert text.count(LONG) > 5
     assert "on these very tickets" in text
+    assert "1 of the other 6 cannot be told from it" in " ".join(text.split())
 
 
 @pytest.mark.slow
