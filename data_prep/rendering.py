@@ -66,8 +66,8 @@ class Renderer:
         names = [self._escaped(label) for label in labels]
         self._question = self._escaped(column or "label")
         self._instruction = fill_instruction(options.instruction.strip(), self._question, names)
-        by_harmony = self._render is not None or self.tokenizer is None
-        self.end = harmony.RETURN if by_harmony else self.tokenizer.eos_token
+        plain = self.tokenizer if self._render is None else None
+        self.end = harmony.RETURN if plain is None else plain.eos_token
         self.completions = {label: name + self.end for label, name in zip(labels, names, strict=True)}
 
     @cached_property
