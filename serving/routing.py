@@ -111,7 +111,7 @@ def route(
         "url": endpoint.url,
         **ask.identity(),
     }
-    total = sum(isinstance(row, Row) for row in open_source(file).rows(source.columns))
+    total = sum(isinstance(row, Row) for row in source.rows(source.columns))
     routed = Routed(endpoint.model, inputs["constraint"])
     shown = escape_formula if escape else str
 

@@ -83,6 +83,8 @@ def _run_tests(selection: str, found: str, measured: str, environment: str, inst
             "-q",
             "-p",
             "no:cacheprovider",
+            "-o",
+            "junit_family=xunit1",  # pytest 9: the other kind holds no properties
             f"--junitxml={report}",
             *selection.split(),
         ]

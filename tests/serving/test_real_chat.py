@@ -89,10 +89,10 @@ def served(encoding: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.mark.parametrize("ticket", ["My invoice\n\nis wrong <b>", "Größe 👍🏽 < |end|>"])
 def test_the_chat_api_sees_the_trained_prompt(served: Served, encoding: Any, ticket: str) -> None:
     messages = [{"role": "developer", "content": chat_instruction(PROMPT)}, {"role": "user", "content": ticket}]
-    body = {"model": "tickets", "messages": messages, "reasoning_effort": "low"}
-    answer = requests.post(f"{served.url}/v1/chat/completions/render", json=body, timeout=60).json()
+    body = {"model": "tickets", "messages": messages, "reasoning_effort": "low", "return_token_ids": True}
+    answer = requests.post(f"{served.url}/v1/chat/completions", json=body, timeout=60).json()
     header = tokens_of(encoding, "<|channel|>final<|message|>")
-    assert [*answer["token_ids"], *header] == tokens_of(encoding, PROMPT.fill(ticket))
+    assert [*answer["prompt_token_ids"], *header] == tokens_of(encoding, PROMPT.fill(ticket))
     body = {"model": "tickets", "prompt": PROMPT.fill(ticket), "add_special_tokens": False}
     answer = requests.post(f"{served.url}/tokenize", json=body, timeout=60).json()
     assert answer["tokens"] == tokens_of(encoding, PROMPT.fill(ticket))
@@ -101,7 +101,7 @@ def test_the_chat_api_sees_the_trained_prompt(served: Served, encoding: Any, tic
 @pytest.mark.parametrize("options", [[], ["--chat"], ["--exact"]], ids=["prompt", "chat", "exact"])
 def test_routing(served: Served, tmp_path: Path, options: list[str]) -> None:
     write_labels(tmp_path / "data")
-    (tmp_path / "tickets.csv").write_text("body\nMy invoice is wrong\nA quote, please\n")
+    (tmp_path / "tickets.csv").write_text("body\nMy invoice is wrong\nThe printer burns\n")
     words = ["--endpoint", served.url, "--data", "data", "--out", "routed.csv", *options]
     ran = nemo_run("route", "tickets.csv", *words, cwd=tmp_path)
     assert ran.status == 0, ran.err + served.said[-3000:]
