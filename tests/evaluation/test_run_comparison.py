@@ -15,7 +15,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
-from common.errors import DataError
+from common.errors import ConfigurationError, DataError
 from common.repository import REPOSITORY
 from data_prep.prepared import Ticket, load_prepared
 from evaluation import report
@@ -24,6 +24,7 @@ from evaluation.run_comparison import RunComparison, console_table
 from evaluation.run_comparison_page import write_comparison
 from evaluation.run_figures import read_run
 from evaluation.weight_changes import Change
+from launch.commands.compare import compare_runs
 from pipeline.loading import make_run, write_run
 from pipeline.run_folder import RunFolder
 from pipeline.stage import Details, record, stage_named
@@ -191,6 +192,17 @@ def test_weights_that_are_not_here_are_said_to_be_missing(runs: list[Path], tmp_
     comparison = compared([tmp_path / "copied", runs[1]])
     assert comparison.runs[0].changes is None
     assert comparison.notes[0].startswith("copied: the checkpoints are not here")
+
+
+def test_what_cannot_be_compared_is_named(runs: list[Path], tmp_path: Path) -> None:
+    for folders, words in (
+        ([runs[0], tmp_path / "none"], "none is the folder of no run and of no sweep"),
+        ([runs[0]], "name two run folders or more"),
+        ([runs[0], runs[1], runs[0]], "each once"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            compare_runs(folders, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_damaged_figures_are_named(runs: list[Path], tmp_path: Path) -> None:
