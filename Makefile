@@ -5,7 +5,8 @@ FOR    ?= 3.12
 BIN    := $(VENV)/bin
 TWO    := -n 2  # processes, each of whole folders: see tests/conftest.py
 
-.PHONY: install demo test test-fast gpu-path-env test-gpu-path serving-env bridge-env foreign-env lint types lock bundle clean
+.PHONY: install demo test test-fast gpu-path-env test-gpu-path serving-env llama-env bridge-env foreign-env site docs \
+  lint types lock bundle clean
 
 install: $(VENV)/.installed  ## the package, NeMo and the tools, at the versions of constraints.txt
 
@@ -62,12 +63,26 @@ serving-env: .serving/.installed  ## what the tests with the real server need: A
 	tests/serving/install.sh $(BIN)/python .serving
 	@touch $@
 
+# llama.cpp from source, not for CI: a quarter of an hour on two cores; cmake and a C++ compiler.
+llama-env: install  ## what tests/serving/test_llama_cpp.py needs
+	tests/serving/install_llama.sh $(BIN)/python .llama-cpp
+
 # Other versions than .venv's, laid before it in the path; a file of pins each.
 foreign-env: .foreign/transformers5/.installed .foreign/peft017/.installed  ## other transformers and PEFT, for the tests that load in them
 
 .foreign/%/.installed: tests/converters/foreign/%.txt | install
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(@D) --requirement $<
 	@touch $@
+
+# mkdocs-material is taken for the site alone; the guides are read as they are.
+site: install  ## the guides as web pages in site/
+	$(BIN)/python -m pip install --quiet --requirement docs/requirements.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+docs: install  ## the page of errors anew, the site where it can be had, and every block and the notebook run
+	$(BIN)/python docs/error_page.py
+	$(MAKE) site || echo "No site: mkdocs-material could not be had. The guides need none."
+	$(BIN)/python -m pytest tests/test_docs.py tests/end_to_end/test_guides.py tests/end_to_end/test_tutorial.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
     python benchmarks/convert.py --model gpt-oss-20b                 # all layers: 100 GB of disk, 14 + 42 + 42
     python benchmarks/convert.py --model gpt-oss-20b --layers 4      # a small disk
     python benchmarks/convert.py --model gpt-oss-120b --layers 2     # memory does not grow with experts
+    python benchmarks/convert.py --to bridge --layers 4              # Megatron-Bridge's checkpoint instead of NeMo's
     python benchmarks/convert.py --stock                             # one layer of the 20b, NeMo's importer beside ours
 
 Every line is a command of its own process, started as a user would; memory is what it allocated (see measure.Cost).
@@ -45,7 +46,7 @@ def line(step: str, size: int, cost: Cost, plain: tuple[float, float] | None = N
     print(f"{step:16} {size / 1e9:7.2f} {cost.seconds:8.1f} {cost.cpu:7.1f} {speed:6.2f} {memory} {ratios}", flush=True)
 
 
-def convert_all(model: str, layers: int | None, folder: Path) -> int:
+def convert_all(model: str, layers: int | None, folder: Path, to: str = "nemo") -> int:
     """Import, export as MXFP4 and as bf16, verify each; what is verified goes, to make room.
 
     Returns:
@@ -58,7 +59,8 @@ def convert_all(model: str, layers: int | None, folder: Path) -> int:
         memory.append(cost.anonymous)
         return cost
 
-    hf, nemo, mxfp4, bf16 = (folder / name for name in ("hf", "nemo", "mxfp4", "bf16"))
+    hf, megatron, mxfp4, bf16 = (folder / name for name in ("hf", to, "mxfp4", "bf16"))
+    name = {"nemo": "NeMo", "bridge": "Bridge"}[to]
     config = write_random_checkpoint(hf, model, layers)
     stored = size_of(hf)
     plainly = _bf16_bytes(config)
@@ -67,13 +69,13 @@ def convert_all(model: str, layers: int | None, folder: Path) -> int:
     print(f"{head} {'write':>8} {'read+write':>10}   fsync, plain read: s")
 
     plain = plain_read(hf), plain_write(folder, plainly)
-    cost = measured("import", hf, nemo)
-    line("import", size_of(nemo), cost, plain)
-    line("verify HF NeMo", stored + size_of(nemo), measured("verify", hf, nemo))
+    cost = measured("import", hf, megatron, "--to", to)
+    line("import", size_of(megatron), cost, plain)
+    line(f"verify HF {name}", stored + size_of(megatron), measured("verify", hf, megatron))
 
-    read = plain_read(nemo)
+    read = plain_read(megatron)
     plain = read, plain_write(folder, stored)
-    line("export mxfp4", stored, measured("export", nemo, mxfp4, "--weights", "mxfp4"), plain)
+    line("export mxfp4", stored, measured("export", megatron, mxfp4, "--weights", "mxfp4"), plain)
     line("verify HF export", 2 * stored, measured("verify", hf, mxfp4))
     shutil.rmtree(mxfp4)
     shutil.rmtree(hf)
@@ -83,8 +85,12 @@ def convert_all(model: str, layers: int | None, folder: Path) -> int:
         print(f"export bf16: left out, it needs {plainly / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: use --layers.")
         return max(memory)
     plain = read, plain_write(folder, plainly)
-    line("export bf16", plainly, measured("export", nemo, bf16, "--weights", "bf16"), plain)
-    line("verify NeMo bf16", 2 * plainly, measured("verify", nemo, bf16))
+    line("export bf16", plainly, measured("export", megatron, bf16, "--weights", "bf16"), plain)
+    line(f"verify {name} bf16", 2 * plainly, measured("verify", megatron, bf16))
+    if to == "bridge":
+        # megatron-bridge 0.6.2, AutoBridge.import_ckpt: to_megatron_model(use_cpu_initialization=True), then save
+        whole = f"{plainly / GIB:.1f} GiB in bf16, by count, not run"
+        print(f"Megatron-Bridge's own import builds the whole model first: {whole}.")
     return max(memory)
 
 
@@ -163,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="gpt-oss-20b", choices=["gpt-oss-20b", "gpt-oss-120b"])
     parser.add_argument("--layers", type=int, help="take only the first layers")
+    parser.add_argument("--to", default="nemo", choices=["nemo", "bridge"], help="whose checkpoint is between")
     parser.add_argument("--stock", action="store_true", help="compare with NeMo's importer, on one layer of the 20b")
     parser.add_argument("--folder", type=Path, help="where to work; a new folder in it is removed afterwards")
     parser.add_argument("--time", nargs=3, help=argparse.SUPPRESS)
@@ -180,7 +187,7 @@ def main() -> None:
         if options.stock:
             against_stock(number or 1, folder)
         else:
-            convert_all(options.model, number, folder)
+            convert_all(options.model, number, folder, options.to)
     finally:
         shutil.rmtree(folder)
 

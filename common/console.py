@@ -11,6 +11,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO
 
+from common.errors import NemoRunError
+
 _console: TextIO = sys.stdout
 _RANKS = {
     "RANK",
@@ -61,12 +63,14 @@ def send_libraries_to(log: Path) -> None:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Keep what imports print and warn off the console: NeMo 2.7.3 and megatron-core 0.15.3 say twenty lines of what is
-    not installed. What they said before an error is printed after all."""
+    not installed. What they said before a fault is printed after all; before an error of the user's it is not."""
     said = io.StringIO()
     try:
         with redirect_stdout(said), redirect_stderr(said), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except NemoRunError:
+        raise
     except BaseException:
         print(said.getvalue(), end="", file=sys.stderr)
         raise

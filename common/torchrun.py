@@ -2,7 +2,8 @@
 
 `run_job` writes the job, a frozen dataclass whose `target` names a function, and starts the processes; in each of them
 `python -m common.torchrun JOB.json` reads it back and calls that function. What libraries print goes to
-`JOB.rankN.log` beside the file; a failed job shows the end of the log of the process that failed first.
+`JOB.rankN.log` beside the file. A job that is refused fails with that sentence alone, a broken one with the end of the
+log of the process that failed first.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from pkgutil import resolve_name
 from typing import ClassVar, Protocol
 
 from common import fields
-from common.console import rank, say, send_libraries_to
+from common.console import rank, send_libraries_to
 from common.errors import LaunchError, NemoRunError
 from common.repository import REPOSITORY
 
 KEPT_LINES = 15
+REFUSAL = "error: "
+"""What the sentence of an error of the user's begins with, at the end of a process's log."""
 
 
 class Job(Protocol):
@@ -53,17 +56,27 @@ def run_job(job: Job, processes: int) -> Iterator[Path]:
         command = [*torchrun, "-m", "common.torchrun", str(file)]
         done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
         if done.returncode != 0 or not out.is_file():
-            last = _end_of_first_failure(Path(folder))
-            raise LaunchError("\n".join([f"{job.target} failed in {processes} processes.", *last]))
+            logs = _logs(Path(folder))
+            raise LaunchError(_refusal(logs) or f"{job.target} failed in {processes} processes.\n{_end(logs)}")
         yield out
 
 
-def _end_of_first_failure(folder: Path) -> list[str]:
-    """The last lines of the process that failed first; those of its peers only say that it went away."""
+def _logs(folder: Path) -> list[str]:
+    """What each process wrote, of the one that ended first at first."""
     logs = sorted(folder.glob("job.rank*.log"), key=lambda log: log.stat().st_mtime_ns)
-    texts = [log.read_text(errors="replace").splitlines() for log in logs]
-    failed = [lines for lines in texts if any(line.startswith(("Traceback", "error: ")) for line in lines)]
-    return next(iter(failed or texts), [])[-KEPT_LINES:]
+    return [log.read_text(errors="replace") for log in logs]
+
+
+def _refusal(logs: list[str]) -> str | None:
+    """The sentence of the process that refused the job, without what libraries said before it."""
+    said = (f"\n{log}".rpartition(f"\n{REFUSAL}") for log in logs)
+    return next((text.strip() for _, sign, text in said if sign and "Traceback" not in text), None)
+
+
+def _end(logs: list[str]) -> str:
+    """The last lines of the process that failed first; those of its peers only say that it went away."""
+    failed = [log for log in logs if "Traceback" in log]
+    return "\n".join(next(iter(failed or logs), "").splitlines()[-KEPT_LINES:])
 
 
 def main() -> int:
@@ -75,9 +88,7 @@ def main() -> int:
         kind = resolve_name(described["kind"])
         resolve_name(kind.target)(fields.from_tree(kind, described["job"], str(file)), Path(described["out"]))
     except NemoRunError as error:
-        print(f"error: {error}")
-        if rank() == 0:
-            say(f"error: {error}")
+        print(f"{REFUSAL}{error}")
         return 1
     except BaseException:
         traceback.print_exc()

@@ -191,7 +191,8 @@ class HfReader:
         unknown = sorted(set(self.files.file_of) - names)
         if unknown:
             raise CheckpointError(
-                f"{self.folder} holds {len(unknown)} tensors that this gpt-oss has not, such as {unknown[0]}."
+                f"{self.folder} holds {len(unknown)} tensors that this gpt-oss has not, such as {unknown[0]}: "
+                "name a folder as the model's makers or transformers wrote it."
             )
 
     def _expected(

@@ -103,7 +103,9 @@ def load_prepared(folder: Path) -> Prepared:
         raise DataError(f"{folder}/test.jsonl is empty: prepare more tickets, or a larger test share.")
     unknown = {ticket.label for tickets in splits.values() for ticket in tickets} - set(routing.completions)
     if unknown:
-        raise DataError(f"{folder} has tickets with labels that labels.json lacks, such as {min(unknown)!r}.")
+        raise DataError(
+            f"{folder} has tickets with labels that labels.json lacks, such as {min(unknown)!r}: prepare again."
+        )
     return Prepared(routing, **splits)
 
 

@@ -67,7 +67,7 @@ class Renderer:
         self._question = self._escaped(column or "label")
         self._instruction = fill_instruction(options.instruction.strip(), self._question, names)
         plain = self.tokenizer if self._render is None else None
-        self.end = plain.eos_token if plain is not None else harmony.RETURN
+        self.end = harmony.RETURN if plain is None else plain.eos_token
         self.completions = {label: name + self.end for label, name in zip(labels, names, strict=True)}
 
     @cached_property

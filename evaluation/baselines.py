@@ -82,7 +82,7 @@ def _embed(folder: Path, texts: Sequence[str], batch_size: int = 32) -> np.ndarr
         ).eval()
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{folder} holds no sentence model that transformers can load ({one_line(error)})."
+            f"{folder} holds no sentence model that transformers can load ({one_line(error)}): name another."
         ) from None
     tokenizer.padding_side = "right"
     vectors = []

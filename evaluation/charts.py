@@ -20,6 +20,8 @@ WIDTH, HEIGHT = 360, 240
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 22, 36
 MOST_LETTERS = 54
 """Of a name on one line over the whole width."""
+LETTER = 6.6
+"""Width of a figure in a letter size of 11."""
 MOST_CELLS = 12
 """Labels up to which a confusion matrix has room for its numbers on a phone; a larger one is scrolled."""
 
@@ -58,20 +60,22 @@ def lines(
     """A plot of several series; ranges are those of the data where none is given."""
     x_low, x_high = x_range or _range([x for line in series for x in line.x])
     y_low, y_high = y_range or _range([y for line in series for y in line.y])
-    across, up = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    y_ticks = {tick: _number(tick) for tick in _ticks(y_low, y_high)}
+    left = max(LEFT, 6 + LETTER * max(map(len, y_ticks.values()), default=0))
+    across, up = WIDTH - left - RIGHT, HEIGHT - TOP - BOTTOM
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return LEFT + across * (x - x_low) / (x_high - x_low), TOP + up * (1 - (y - y_low) / (y_high - y_low))
+        return left + across * (x - x_low) / (x_high - x_low), TOP + up * (1 - (y - y_low) / (y_high - y_low))
 
     parts = []
-    for tick in _ticks(y_low, y_high):
+    for tick, text in y_ticks.items():
         _, y = place(x_low, tick)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
-        parts.append(_text(LEFT - 5, y + 4, _number(tick), "end"))
+        parts.append(f'<line x1="{left:.1f}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
+        parts.append(_text(left - 5, y + 4, text, "end"))
     for tick in _ticks(x_low, x_high):
         x, _ = place(tick, y_low)
         parts.append(_text(x, HEIGHT - BOTTOM + 14, _number(tick), "middle"))
-    parts.append(_text(LEFT + across / 2, HEIGHT - 4, x_axis, "middle"))
+    parts.append(_text(left + across / 2, HEIGHT - 4, x_axis, "middle"))
     parts.append(_text(0, 10, y_axis, "start"))
     if diagonal:
         (x1, y1), (x2, y2) = place(0, 0), place(1, 1)

@@ -18,6 +18,8 @@ FIGURES = (
 )
 """Of a run, as the columns of the CSV name them."""
 
+SIGNIFICANT = 0.05
+
 
 @dataclass(frozen=True)
 class RunComparison:
@@ -71,6 +73,11 @@ class RunComparison:
             least = max(least, min(1.0, (len(names) - rank) * self.tests[name].p_value))
             adjusted[name] = least
         return adjusted
+
+    @property
+    def no_worse(self) -> list[str]:
+        """Runs that the test cannot tell from the best."""
+        return [name for name, p_value in self.p_values.items() if p_value >= SIGNIFICANT]
 
     @property
     def notes(self) -> list[str]:

@@ -28,24 +28,25 @@ from launch.commands import (
 app = typer.Typer(
     name="nemo-run",
     help="Fine-tune gpt-oss on labelled tickets with NeMo and Megatron-core, from Hugging Face and back.",
-    epilog="nemo-run --debug COMMAND shows the traceback of an error.",
+    epilog="nemo-run COMMAND --help has an example of each; nemo-run --debug COMMAND shows the traceback of an error.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("prepare")(prepare.prepare_tickets)
-app.add_typer(convert.app, name="convert")
-app.command("launch")(launch_recipe.launch)
-app.command("status")(monitor.status)
-app.command("logs")(monitor.logs)
-app.command("cancel")(monitor.cancel)
-app.command("plan")(plan.plan_layouts)
-app.command("doctor")(doctor.examine)
-app.command("evaluate")(evaluate.evaluate_model)
-app.command("inspect")(inspect.inspect_run)
-app.command("compare")(compare.compare_runs)
-app.command("serve")(serve.serve_model)
-app.command("route")(route.route_tickets)
+DATA, TRAINING, CHECKPOINTS, SERVING = "Data", "Training", "Checkpoints", "Serving"
+app.command("prepare", rich_help_panel=DATA)(prepare.prepare_tickets)
+app.command("doctor", rich_help_panel=TRAINING)(doctor.examine)
+app.command("plan", rich_help_panel=TRAINING)(plan.plan_layouts)
+app.command("launch", rich_help_panel=TRAINING)(launch_recipe.launch)
+app.command("status", rich_help_panel=TRAINING)(monitor.status)
+app.command("logs", rich_help_panel=TRAINING)(monitor.logs)
+app.command("cancel", rich_help_panel=TRAINING)(monitor.cancel)
+app.command("evaluate", rich_help_panel=TRAINING)(evaluate.evaluate_model)
+app.command("inspect", rich_help_panel=TRAINING)(inspect.inspect_run)
+app.command("compare", rich_help_panel=TRAINING)(compare.compare_runs)
+app.add_typer(convert.app, name="convert", rich_help_panel=CHECKPOINTS)
+app.command("serve", rich_help_panel=SERVING)(serve.serve_model)
+app.command("route", rich_help_panel=SERVING)(route.route_tickets)
 
 
 def main() -> None:

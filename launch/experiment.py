@@ -55,7 +55,7 @@ def _run_once(plan: LaunchPlan) -> tuple[Stage, ...]:
         except Exception as error:
             if not type(error).__module__.startswith(("docker.", "requests.")):  # not imported only to be named
                 raise
-            raise LaunchError(f"docker refused a container ({one_line(error)}).") from None
+            raise LaunchError(f"docker refused a container ({one_line(error)}): change the profile.") from None
     for number, stage in enumerate(plan.todo):
         record = record_of(stage, plan.run)
         if not is_current(stage, plan.run) or record.stat().st_mtime < started - 1:

@@ -38,7 +38,10 @@ def export(plan: LaunchPlan, out: Path) -> None:
     """
     run = plan.run
     if plan.profile.executor != "slurm":
-        raise LaunchError(f"--export-script writes sbatch scripts, and the executor is {plan.profile.executor}.")
+        raise LaunchError(
+            f"--export-script writes sbatch scripts, and the executor is {plan.profile.executor}: "
+            "name a profile of Slurm with --cluster."
+        )
     if not plan.todo:
         raise LaunchError("every stage is current: there is nothing to export.")
     with artifacts.new_folder(out) as folder:

@@ -115,9 +115,9 @@ def _paths(plan: LaunchPlan) -> Iterator[str]:
         return
     for path in plan.local_inputs():
         if not ask(plan.tunnel, "test", "-e", str(path)).ok:
-            yield f"{path}, which the recipe names, does not exist{_there(plan.tunnel)}."
+            yield f"{path}, which the recipe names, does not exist{_there(plan.tunnel)}: name another."
     if plan.recipe.data.source.endswith(SUFFIXES) and not plan.recipe.data.source.startswith("/"):
-        yield f"{plan.recipe.data.source}, which the recipe names, does not exist in {os.getcwd()}."
+        yield f"{plan.recipe.data.source}, which the recipe names, does not exist in {os.getcwd()}: name another."
     for mount in plan.profile.container.mounts:
         host = mount.split(":")[0]
         if not ask(plan.tunnel, "test", "-e", host).ok:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ WORDS = {
     "CONFIGURING": "running",
 }
 FAILED = ("failed", "out of memory", "timed out", "lost its node", "preempted", "boot_fail", "deadline")
+DECIDING = (*FAILED, "running", "waiting", "cancelled", "interrupted", "unknown", "not started")
+"""States of a stage that say how far its run is, the most telling first."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def of_run(name: str) -> list[Row]:
     """
     launch = store.last_launch(name)
     run = find_run(name, launch)
-    if launch and _is_slurm(launch):
+    if launch and is_on_cluster(launch):
         return _of_slurm(run, launch)
     if run is None:
         raise LaunchError(f"{name} lies on another machine and its executor keeps no account: look there.")
@@ -68,16 +71,16 @@ def of_sweep(folder: Path) -> list[Row]:
     running, last = store.holder(folder) is not None, last_stage_of(folder)
     for path in runs_of_sweep(folder):
         stages = of_run(str(path))
-        row = _decisive(stages[: 1 + [stage.stage for stage in stages].index(last)])
+        row = decisive(stages[: 1 + [stage.stage for stage in stages].index(last)])
         state = "waiting" if running and row.state == "not started" else row.state
         note = row.note if state == "done" else f"{row.stage} {row.note}".rstrip()
         rows.append(Row(path.name, state, row.job, note))
     return rows
 
 
-def _decisive(rows: list[Row]) -> Row:
-    """The row that says how far a run is; of a finished run that of its evaluation."""
-    for state in (*FAILED, "running", "waiting", "cancelled", "interrupted", "unknown", "not started"):
+def decisive(rows: Sequence[Row]) -> Row:
+    """The first failed stage, else what runs or waits, else what comes next; of a finished run the evaluation."""
+    for state in DECIDING:
         for row in rows:
             if row.state == state:
                 return row
@@ -111,7 +114,8 @@ def tunnel_of_launch(launch: store.Launch) -> Any:
     return next(iter(launch.jobs.values())).executor.tunnel
 
 
-def _is_slurm(launch: store.Launch) -> bool:
+def is_on_cluster(launch: store.Launch) -> bool:
+    """Whether the launch's stages are jobs of Slurm."""
     return any(hasattr(job.executor, "tunnel") for job in launch.jobs.values())
 
 

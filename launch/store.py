@@ -61,7 +61,7 @@ def last_launch(run: str | Path) -> Launch | None:
     title = path.name
     wanted = path.resolve() if "/" in str(run) or path.is_dir() else None
     for folder in sorted((home() / title).glob(f"{title}_*"), key=_number, reverse=True):
-        launch = _open(folder)
+        launch = opened(folder)
         if launch is not None and wanted in (None, launch.run):
             return launch
     return None
@@ -72,7 +72,18 @@ def _number(folder: Path) -> int:
     return int(match[1]) if match else 0
 
 
-def _open(folder: Path) -> Launch | None:
+def newest_of_each_name() -> list[Path]:
+    """The entry of each name's newest launch, the newest first."""
+    newest = (max(folder.glob(f"{folder.name}_*"), key=_number, default=None) for folder in home().glob("*"))
+    return sorted((entry for entry in newest if entry), key=lambda entry: entry.stat().st_mtime, reverse=True)
+
+
+def opened(folder: Path) -> Launch | None:
+    """The launch of an entry of the store; None where it was killed before it was written.
+
+    Raises:
+        LaunchError: it needs a package that is not installed.
+    """
     import fiddle as fdl
     import nemo_run
     from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
@@ -80,7 +91,7 @@ def _open(folder: Path) -> Launch | None:
     try:
         experiment = nemo_run.Experiment.from_id(folder.name)
     except (OSError, ValueError, AssertionError):
-        return None  # killed before it was written
+        return None
     except ImportError as error:
         raise LaunchError(f"{folder} needs a package that is not installed ({error}): install it.") from None
     jobs: dict[str, Job] = {}

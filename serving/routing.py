@@ -20,7 +20,7 @@ from data_prep.cleaning import Cleaner
 from data_prep.columns import find_text
 from data_prep.harmony import Prompt, chat_instruction, escape_control_tokens
 from data_prep.prepared import Routing
-from data_prep.sources import Row, Source, open_source
+from data_prep.sources import Row, Source, file_of, open_source
 from serving.endpoint import Endpoint, NoAnswerError, NoLabelError, RefusedError
 from serving.routed_table import ensure_ours, escape_formula, write_table
 
@@ -99,7 +99,8 @@ def route(
     columns = find_text(source.columns, source.name, subject, body)
     ask = _Asker(endpoint, routing, source.columns, columns, exact, chat)
     inputs = {
-        "file": artifacts.hash_file(file),
+        "file": artifacts.hash_file(file_of(file)),
+        "table": "" if file_of(file) == file else file.name,  # in an archive
         "columns": columns,
         "labels": routing.completions,
         "prompt": ask.prompt_parts,
@@ -110,7 +111,7 @@ def route(
         "url": endpoint.url,
         **ask.identity(),
     }
-    total = sum(isinstance(row, Row) for row in open_source(file).rows(source.columns))
+    total = sum(isinstance(row, Row) for row in source.rows(source.columns))
     routed = Routed(endpoint.model, inputs["constraint"])
     shown = escape_formula if escape else str
 

@@ -77,7 +77,7 @@ class Rehearsal:
 
     @property
     def run(self) -> Path:
-        return self.cwd / "runs" / "short"
+        return self.cwd / "runs" / "tickets"
 
     def again(self) -> Ran:
         """The same command once more."""
@@ -90,7 +90,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
     arguments = (
         "launch",
         str(REPOSITORY / "recipes" / "gpt_oss_tiny_lora.py"),
-        "name=short",
+        "name=tickets",
         "pretraining.max_steps=20",
         "trainer.max_steps=12",
         "evaluation.max_tickets=40",

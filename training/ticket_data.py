@@ -24,7 +24,8 @@ class TurnsDataset(GPTSFTDataset):
     def _process_example(self, example: Mapping[str, Any]) -> dict[str, Any]:
         if WITHOUT_LOSS not in example:
             return super()._process_example(example)
-        tokens, learnt = tokens_and_loss(example, cast(Any, self.tokenizer).text_to_ids)
+        encode: Any = self.tokenizer.text_to_ids  # declared without what it returns
+        tokens, learnt = tokens_and_loss(example, encode)
         if len(tokens) > self.max_seq_length:
             raise DataError(
                 f"{self.file_path} holds a conversation of {len(tokens):,} tokens, more than data.seq_length: prepare "
@@ -58,10 +59,11 @@ class TicketDataModule(FineTuningDataModule):
             return super()._create_dataset(path, pack_metadata_path=pack_metadata_path, is_test=is_test, **kwargs)
         return TurnsDataset(
             file_path=str(path),
-            tokenizer=cast(Any, self.tokenizer),
+            tokenizer=cast(Any, self.tokenizer),  # train.py gives one
             max_seq_length=self.seq_length,
             memmap_workers=self.memmap_workers,
             seed=self.seed,
             is_test=is_test,
+            label_key="output",
             **kwargs,
         )

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from verification.cards import README, Card, placed, table, write_card
-from verification.items import ITEMS, MODELS, Inputs, Item
+from verification.items import HARDWARE, ITEMS, MODELS, Inputs, Item
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -69,8 +69,12 @@ def verify(item: Item, model: str, inputs: Inputs) -> bool:
 
 
 def the_table() -> str:
-    """The table of all items and models."""
-    return table({item.title: frozenset(item.on) for item in ITEMS}, MODELS)
+    """The table of all items and models, by the hardware that they run on."""
+    groups = {
+        hardware: {item.title: frozenset(item.on) for item in ITEMS if item.hardware == hardware}
+        for hardware in HARDWARE
+    }
+    return table(groups, MODELS)
 
 
 if __name__ == "__main__":

@@ -65,18 +65,24 @@ def write_card(model: str, card: Card) -> None:
     (FOLDER / f"{model}.yaml").write_text("# Written by `python -m verification`.\n" + text)
 
 
-def table(items: dict[str, frozenset[str]], models: tuple[str, ...]) -> str:
-    """One row an item, one column a model: what was found, that nobody has run it, or – where it says nothing."""
-    return "\n".join(_lines(items, models)) + "\n"
+def table(groups: dict[str, dict[str, frozenset[str]]], models: tuple[str, ...]) -> str:
+    """One row an item, one column a model: what was found, that nobody has run it, or – where it says nothing.
+
+    Args:
+        groups: by the hardware that they run on, the models that each item is about.
+    """
+    return "\n".join(_lines(groups, models)) + "\n"
 
 
-def _lines(items: dict[str, frozenset[str]], models: tuple[str, ...]) -> Iterator[str]:
+def _lines(groups: dict[str, dict[str, frozenset[str]]], models: tuple[str, ...]) -> Iterator[str]:
     cards = {model: read_cards(model) for model in models}
     yield f"| | {' | '.join(models)} |"
     yield f"| --- |{' --- |' * len(models)}"
-    for item, on in items.items():
-        cells = (cards[m][item].found if item in cards[m] else "unverified" if m in on else "–" for m in models)
-        yield f"| {item} | {' | '.join(cells)} |"
+    for hardware, items in groups.items():
+        yield f"| **{hardware}** |{' |' * len(models)}"
+        for item, on in items.items():
+            cells = (cards[m][item].found if item in cards[m] else "unverified" if m in on else "–" for m in models)
+            yield f"| {item} | {' | '.join(cells)} |"
 
 
 def placed(readme: str, made: str) -> str:

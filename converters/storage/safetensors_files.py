@@ -104,10 +104,14 @@ class SafetensorsReader:
             present = set(self._open(file).keys())
             named = {name for name, where in weight_map.items() if where == file}
             if missing := sorted(named - present):
-                raise CheckpointError(f"{self.folder / file} lacks {missing[0]}, which {INDEX} says it holds.")
+                raise CheckpointError(
+                    f"{self.folder / file} lacks {missing[0]}, which {INDEX} says it holds: download it again."
+                )
             if extra := sorted(present - named):
                 where = f"{weight_map[extra[0]]} for it" if extra[0] in weight_map else "nothing of it"
-                raise CheckpointError(f"{self.folder / file} holds {extra[0]}, but {INDEX} names {where}.")
+                raise CheckpointError(
+                    f"{self.folder / file} holds {extra[0]}, but {INDEX} names {where}: download it again."
+                )
         return weight_map
 
     def _open(self, name: str) -> dict[str, StoredTensor]:

@@ -110,7 +110,9 @@ class SpreadsheetSource:
                 engine="calamine",
             )
         except Exception as error:  # python_calamine has a class of its own for each kind of file
-            raise DataError(f"{self.path} cannot be read as a spreadsheet ({one_line(error, 120)}).") from None
+            raise DataError(
+                f"{self.path} cannot be read as a spreadsheet ({one_line(error, 120)}): save it again."
+            ) from None
         for sheet in sheets.values():
             rows = [(line, values) for line, values in enumerate(sheet.itertuples(index=False, name=None), 1)]
             filled = [(line, values) for line, values in rows if any(map(str.strip, map(as_text, values)))]

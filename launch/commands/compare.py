@@ -27,9 +27,12 @@ def compare_runs(
     from evaluation.run_comparison import RunComparison, console_table
     from evaluation.run_comparison_page import write_comparison
     from evaluation.run_figures import read_run
+    from pipeline.run_folder import is_run
     from pipeline.sweep_folder import is_sweep, runs_of_sweep
 
     started = time.perf_counter()
+    if others := [path for path in runs if not is_sweep(path) and not is_run(path)]:
+        raise ConfigurationError(f"{others[0]} is the folder of no run and of no sweep: name some of those in runs.")
     folders = [path for given in runs for path in (runs_of_sweep(given) if is_sweep(given) else [given])]
     if len({path.resolve() for path in folders}) < max(2, len(folders)):
         raise ConfigurationError("name two run folders or more, each once, or a sweep of several.")

@@ -68,7 +68,7 @@ def import_(
 ) -> None:
     """Hugging Face (MXFP4 or plain), NeMo or Megatron-Bridge → NeMo, or Megatron-Bridge with --to bridge.
 
-    Example: nemo-run convert import models/gpt-oss-20b-hf models/gpt-oss-20b
+    Example: nemo-run convert import openai/gpt-oss-20b models/gpt-oss-20b
     """
     from converters.import_hf import import_checkpoint
     from converters.nemo_folder import is_megatron
@@ -77,7 +77,9 @@ def import_(
     started = time.perf_counter()
     carried = is_megatron(Path(source))
     if carried and experts == Experts.mxfp4:
-        raise ConfigurationError(f"{source} is no Hugging Face folder, from which alone experts can stay MXFP4.")
+        raise ConfigurationError(
+            f"{source} is no Hugging Face folder, from which alone experts can stay MXFP4: leave out --experts."
+        )
     with bars("bytes") as progress:
         if carried:
             rewrite_checkpoint(Path(source), out, to=to.value, progress=progress)
@@ -100,7 +102,7 @@ def export(
 ) -> None:
     """NeMo or Megatron-Bridge → Hugging Face; of a run, its tuned model with the adapter merged.
 
-    Example: nemo-run convert export runs/gpt_oss_20b_lora exported/ --weights mxfp4
+    Example: nemo-run convert export runs/tickets exported --weights mxfp4
     """
     from common.artifacts import read_manifest
     from converters import hub
@@ -171,7 +173,7 @@ def adapter(
 ) -> None:
     """Adapter of NeMo or Megatron-Bridge → Hugging Face PEFT folder, or back, or one → the other with --to.
 
-    Example: nemo-run convert adapter runs/gpt_oss_20b_lora peft-adapter/
+    Example: nemo-run convert adapter runs/tickets peft-adapter
     """
     from common.artifacts import read_manifest
     from converters.bridge_adapter import ensure_expressible, rewrite_adapter
@@ -222,7 +224,7 @@ def verify(
 ) -> None:
     """Compare two checkpoints in every value; exit status 1 where they differ.
 
-    Example: nemo-run convert verify models/gpt-oss-20b-hf models/gpt-oss-20b
+    Example: nemo-run convert verify openai/gpt-oss-20b models/gpt-oss-20b
     """
     from converters.verify import compare_checkpoints
 

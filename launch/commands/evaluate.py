@@ -44,7 +44,7 @@ def evaluate_model(
     A run is evaluated before and after, in Megatron; a NeMo checkpoint in Megatron; an exported folder in transformers,
     or by the server at --endpoint.
 
-    Example: nemo-run evaluate runs/gpt_oss_tiny_lora
+    Example: nemo-run evaluate runs/tickets
     """
     from common import artifacts
     from common.errors import ConfigurationError

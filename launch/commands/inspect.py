@@ -18,7 +18,7 @@ def inspect_run(
     Answers and picks are computed in Megatron at the run's layout, for what fine-tuning started from and for each kept
     checkpoint. Writes inspect.html and inspect.json.
 
-    Example: nemo-run inspect runs/gpt_oss_tiny_lora
+    Example: nemo-run inspect runs/tickets
     """
     import json
     from dataclasses import asdict, replace

@@ -44,8 +44,8 @@ def launch(
 
     A sweep gets a folder of its own with a run folder for each point; what the points have in common is made once.
 
-    Example: nemo-run launch recipes/gpt_oss_tiny_lora.py data.source=tickets.csv trainer.max_steps=50
-    Example: nemo-run launch recipes/gpt_oss_tiny_lora.py --sweep optim.config.lr=1e-3,4e-3 --until evaluate
+    Example: nemo-run launch recipes/gpt_oss_tiny_lora.py data.source=tickets.csv name=tickets
+    Example: nemo-run launch recipes/gpt_oss_tiny_lora.py --sweep optim.config.lr=1e-3,4e-3 --sweep peft.dim=4,8,16
     """
     from launch.executors import profiles
     from launch.launch_plan import LaunchPlan

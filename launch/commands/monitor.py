@@ -23,11 +23,22 @@ RunOrSweep = Annotated[
 ]
 
 
-def status(run: RunOrSweep) -> None:
-    """Each stage of a run, or each run of a sweep: done, running, waiting or failed, with the job and the last error.
+def status(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN|SWEEP]", help="Run or sweep folder, or a run elsewhere by its name; without it, all."
+        ),
+    ] = None,
+) -> None:
+    """Each stage of a run, or each run of a sweep: done, running, waiting or failed, with the last error; or all runs.
 
-    Example: nemo-run status runs/gpt_oss_tiny_lora
+    Example: nemo-run status
+    Example: nemo-run status runs/tickets
     """
+    if run is None:
+        _list_runs(Path("runs"))
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -43,6 +54,24 @@ def status(run: RunOrSweep) -> None:
         raise typer.Exit(1)
 
 
+def _list_runs(folder: Path) -> None:
+    from datetime import datetime
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from launch.run_list import listed_runs
+
+    runs = listed_runs(folder)
+    if not runs:
+        raise LaunchError(f"there is no run in {folder}: nemo-run launch recipes/gpt_oss_tiny_lora.py makes one.")
+    table = Table("run", "changed", "state", "stage", "job", "", box=None, pad_edge=False)
+    for each in runs:
+        changed, row = datetime.fromtimestamp(each.changed), each.row
+        table.add_row(each.name, f"{changed:%Y-%m-%d %H:%M}", row.state, row.stage, row.job, row.note)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
 def logs(
     run: Run,
     stage: Annotated[str | None, typer.Argument(help="Stage; by default the one that runs or ran last.")] = None,
@@ -50,7 +79,7 @@ def logs(
 ) -> None:
     """What a stage printed.
 
-    Example: nemo-run logs -f runs/gpt_oss_tiny_lora finetune
+    Example: nemo-run logs runs/tickets finetune
     """
     from launch import run_status, store
 
@@ -75,7 +104,7 @@ def logs(
 def cancel(run: RunOrSweep) -> None:
     """Stop what runs or waits, of a run or of all runs of a sweep; a new launch goes on from what is finished.
 
-    Example: nemo-run cancel runs/gpt_oss_tiny_lora
+    Example: nemo-run cancel runs/tickets
     """
     from launch import run_status, store
 

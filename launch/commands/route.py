@@ -36,7 +36,7 @@ def route_tickets(
     Adds the columns routed_to, probability and problem. A busy server is asked again; stopped, the same command goes
     on where it was. Beside the table, OUT.manifest.json says which model was asked and how.
 
-    Example: nemo-run route tickets.csv --endpoint http://localhost:8000 --data runs/NAME/data --out routed.csv
+    Example: nemo-run route new.csv --endpoint http://localhost:8000 --data runs/tickets/data --out routed.csv
     """
     from common.errors import DataError, LaunchError
     from data_prep.prepared import load_routing

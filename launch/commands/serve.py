@@ -41,7 +41,7 @@ def serve_model(
 
     Ctrl-C ends it. With a key in VLLM_API_KEY it answers only who brings that one, in OPENAI_API_KEY.
 
-    Example: nemo-run serve runs/NAME
+    Example: nemo-run serve runs/tickets
     """
     from launch.executors import servers
     from launch.executors.profiles import load_profile, split_overrides

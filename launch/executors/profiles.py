@@ -226,7 +226,7 @@ def _read(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigurationError(f"there is no cluster profile {file}: clusters/ of the repository has some.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigurationError) as error:
-        raise ConfigurationError(f"{file} cannot be read as YAML ({one_line(error)}).") from None
+        raise ConfigurationError(f"{file} cannot be read as YAML ({one_line(error)}): mend it.") from None
     if not isinstance(tree, dict):
         raise ConfigurationError(f"{file} is no cluster profile: it should hold keys such as executor: slurm.")
     return tree

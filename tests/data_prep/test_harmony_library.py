@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
+from benchmarks.gpt_oss_tokenizer import write_gpt_oss_tokenizer
 from common.errors import DataError
 from data_prep.conversations import Conversation, read_conversation
 from data_prep.harmony import DATE, Prompt, chat_instruction, escape_control_tokens, render, renderer, routing_prompt
+from data_prep.options import PrepareOptions
+from data_prep.preparation import prepare
 from data_prep.row_format import fields_of, steps_in, tokens_and_loss
 from data_prep.tool_schemas import declare
 from data_prep.turns import learnt_turns, rows_of
@@ -160,6 +165,38 @@ def test_the_last_turn_alone_is_the_end_of_the_whole_conversation(encoding: Any,
     tokens, learnt = tokens_and_loss(fields_of([step]), lambda text: tokens_of(encoding, text))
     assert tokens == answered(encoding, row["messages"], row.get("tools", []))
     assert learnt == [False] * len(tokens_of(encoding, step[0])) + [True] * len(tokens_of(encoding, step[1]))
+
+
+@pytest.mark.slow
+def test_prepare_packs_the_librarys_tokens(encoding: Any, tmp_path: Path) -> None:
+    """Through gpt-oss's tokenizer as transformers has it, and everything that `prepare` does."""
+    write_gpt_oss_tokenizer(real_vocabulary(), tmp_path / "tokenizer")
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(safe(seed)) + "\n" for seed in CHATS))
+    options = PrepareOptions(
+        tokenizer=str(tmp_path / "tokenizer"),
+        loss="all",
+        pack=8192,
+        near_duplicates=1,
+        skip=("nfc", "control-characters"),
+        split="1/0/0",
+    )
+    prepare(tmp_path / "t.jsonl", tmp_path / "out", options)
+    found = []
+    for sequence in np.load(tmp_path / "out" / "packed" / "training_8192.npy", allow_pickle=True):
+        ids, mask = sequence["input_ids"], sequence["loss_mask"]
+        for start, end in pairwise([*sequence["seq_start_id"], len(ids)]):
+            found.append((ids[start:end], [False, *mask[start : end - 1]]))
+    expected = []
+    for row in map(safe, CHATS):
+        messages, tools, said = row["messages"], row.get("tools", []), read(row)
+        turns = iter(learnt_turns(said, "all"))
+        for steps in rows_of(render, said, "all"):
+            learnt: list[bool] = []
+            for place in (next(turns) for _ in steps):
+                learnt += [False] * (len(given(encoding, messages[:place], tools)) - len(learnt))
+                learnt += [True] * (len(answered(encoding, messages[: place + 1], tools)) - len(learnt))
+            expected.append((answered(encoding, messages[: place + 1], tools), learnt))
+    assert sorted(found) == sorted(expected)
 
 
 def test_the_generated_conversations_are_of_every_kind() -> None:

@@ -15,7 +15,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
-from common.errors import DataError
+from common.errors import ConfigurationError, DataError
 from common.repository import REPOSITORY
 from data_prep.prepared import Ticket, load_prepared
 from evaluation import report
@@ -24,6 +24,7 @@ from evaluation.run_comparison import RunComparison, console_table
 from evaluation.run_comparison_page import write_comparison
 from evaluation.run_figures import read_run
 from evaluation.weight_changes import Change
+from launch.commands.compare import compare_runs
 from pipeline.loading import make_run, write_run
 from pipeline.run_folder import RunFolder
 from pipeline.stage import Details, record, stage_named
@@ -149,6 +150,7 @@ def test_each_is_tested_against_the_best_on_the_same_tickets(runs: list[Path]) -
     ordered = sorted(raw, key=lambda name: raw[name])
     holm = np.maximum.accumulate([min(1, (6 - i) * raw[name]) for i, name in enumerate(ordered)])
     assert [comparison.p_values[name] for name in ordered] == pytest.approx(holm)
+    assert comparison.no_worse == [ordered[-1]] == ["lr-4e-3_dim-16"]
 
 
 def test_other_tickets_leave_the_tests_out(runs: list[Path], tmp_path: Path) -> None:
@@ -192,6 +194,17 @@ def test_weights_that_are_not_here_are_said_to_be_missing(runs: list[Path], tmp_
     assert comparison.notes[0].startswith("copied: the checkpoints are not here")
 
 
+def test_what_cannot_be_compared_is_named(runs: list[Path], tmp_path: Path) -> None:
+    for folders, words in (
+        ([runs[0], tmp_path / "none"], "none is the folder of no run and of no sweep"),
+        ([runs[0]], "name two run folders or more"),
+        ([runs[0], runs[1], runs[0]], "each once"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            compare_runs(folders, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_damaged_figures_are_named(runs: list[Path], tmp_path: Path) -> None:
     for name, text in (("metrics.json", "{}"), ("predictions.jsonl", '{"system": "tuned"}\n')):
         shutil.copytree(runs[0], tmp_path / name)
@@ -213,6 +226,7 @@ def test_the_page_needs_nothing_else(page: Path) -> None:
     assert text.count("<svg") == 3
     assert text.count(LONG) > 5
     assert "on these very tickets" in text
+    assert "1 of the other 6 cannot be told from it" in " ".join(text.split())
 
 
 @pytest.mark.slow

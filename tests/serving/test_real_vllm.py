@@ -66,7 +66,7 @@ def test_log_probabilities_are_those_of_transformers(
         expected = torch.log_softmax(logits(torch.tensor([prompt]))[0, :-1].float(), dim=-1)
         expected = expected.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
         largest.append(float((found - expected).abs().max()))
-    record_property("log-probabilities", max(largest))
+    record_property("log-probabilities", f"fp32: {max(largest):.1e}")
     assert max(largest) <= 5e-5
 
 
@@ -133,7 +133,7 @@ def test_two_clients_at_once_get_the_same_labels(served: Served, run: Path, tmp_
 
 
 def test_a_killed_server_and_client_lose_no_row(served: Served, run: Path, tmp_path: Path) -> None:
-    """The last test: it ends the server that the others use, and starts another at the same port."""
+    """It ends the server that the tests before used, and starts another at the same port."""
     tickets, out = table(tmp_path, 1500, seed=2), tmp_path / "routed.csv"
     partial = tmp_path / "routed.csv.partial"
     client = routing(served.url, run, tickets, out)
@@ -157,3 +157,22 @@ def test_a_killed_server_and_client_lose_no_row(served: Served, run: Path, tmp_p
     rows = rows_of(out)
     assert [row["id"] for row in rows] == [str(i) for i in range(1500)]
     assert all(row["routed_to"] for row in rows)
+
+
+def test_bf16_gives_the_same_labels(run: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """By a server of its own, after the end of the other; what differs are near ties."""
+    exported, log = tmp_path / "exported", tmp_path / "serve.log"
+    ran = nemo_run("convert", "export", run, exported, "--weights", "bf16", cwd=tmp_path)
+    assert ran.status == 0, ran.err
+    logits, tokenizer = load(exported)
+    prepared = load_prepared(run / "data")
+    prompts, completions = [ticket.input for ticket in prepared.test[:40]], list(prepared.completions.values())
+    expected = decode_labels(logits, tokenizer, prompts, completions, batch_size=8)
+    with Served(exported, free_port(), log) as server, Endpoint(server.url) as endpoint:
+        found = decode_by(endpoint, tokenizer, prompts, completions)
+    assert "dtype=torch.bfloat16" in server.said
+    same = int((found.best == expected.best).sum())
+    record_property("labels", f"bf16: {same} of {len(prompts)}")
+    behind = expected.log_probabilities.max(axis=1) - expected.log_probabilities[np.arange(len(prompts)), found.best]
+    assert behind.max() <= 0.1
+    assert same >= 36

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from common.errors import ConfigurationError, DataError, LaunchError
+from common.errors import DataError, LaunchError
 from common.progress import Done
-from data_prep.harmony import renderer, routing_prompt
-from data_prep.prepared import Routing, load_prepared, load_routing
+from data_prep.prepared import load_prepared, load_routing
 from evaluation.scoring import decode_labels
 from launch.cli import app
 from serving.endpoint import Endpoint
@@ -233,6 +233,16 @@ def test_tickets_with_lone_returns_and_formulas(stand_in: StandIn, prepared_fold
         assert all(frame.routed_to)
 
 
+def test_a_table_in_an_archive(stand_in: StandIn, table: Path, prepared_folder: Path, tmp_path: Path) -> None:
+    archive, out = tmp_path / "export.zip", tmp_path / "routed.csv"
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.write(table, "old/tickets.csv")
+        packed.writestr("new.csv", "body\nhello\n")
+    assert route(archive / "old/tickets.csv", out, load_routing(prepared_folder), Endpoint(stand_in.url)).rows == 6
+    assert route(archive / "new.csv", out, load_routing(prepared_folder), Endpoint(stand_in.url)).rows == 1
+    assert [row["body"] for row in rows_of(out)] == ["hello"]
+
+
 def test_what_the_command_says(stand_in: StandIn, table: Path, prepared_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "routed.csv"
     arguments = ["route", str(table), "--endpoint", stand_in.url, "--data", str(prepared_folder), "--out", str(out)]
@@ -267,37 +277,3 @@ def test_the_code_of_the_model_card_routes_as_the_server_does(
     assert space["route"](ticket.text) == Endpoint(stand_in.url).choose(ticket.input, LABELS).label
     assert f"```text\n{BEFORE}TICKET{AFTER}\n```" in card
     assert '"structured_outputs"' in card
-
-
-def test_a_chat_server_gets_the_messages_of_the_trained_prompt(table: Path, tmp_path: Path) -> None:
-    instruction = "Route the ticket. Answer with its queue, one of: IT, Sales."
-    prompt = routing_prompt(renderer(), instruction)
-    completions = {label: label + "<|return|>" for label in ("IT", "Sales")}
-    routing = Routing(completions, prompt.before, prompt.after, "<|return|>", [])
-    asked: list[dict[str, Any]] = []
-
-    def speak(path: str, body: Any) -> Any:
-        if body is None:
-            return {"data": [{"id": "m"}]}
-        asked.append(body | {"path": path})
-        text = body.get("structured_outputs", {}).get("choice", ["?"])[-1]
-        content = None if "quote" in body["messages"][1]["content"] else text
-        return {"choices": [{"message": {"content": content}, "logprobs": {"content": [{"logprob": -0.5}]}}]}
-
-    with answering(speak) as url, Endpoint(url) as endpoint:
-        routed = route(table, tmp_path / "r.csv", routing, endpoint, chat=True)
-    rows = rows_of(tmp_path / "r.csv")
-    assert [row["routed_to"] for row in rows] == ["Sales", "Sales", "Sales", "", "Sales", ""]
-    assert {row["probability"] for row in rows} == {""}  # the tokens of a chat are more than its answer
-    assert "answered '', which is no label" in rows[5]["problem"]
-    assert routed.constraint == "structured_outputs"
-    assert {body["path"] for body in asked} == {"/v1/chat/completions"}
-    assert {body["reasoning_effort"] for body in asked} == {"low"}
-    contents = [[message["content"] for message in body["messages"]] for body in asked]
-    assert [instruction, "Hello 4\nvpn login < |end|> gone"] in contents
-    with (
-        answering(speak) as url,
-        Endpoint(url) as endpoint,
-        pytest.raises(ConfigurationError, match="leave out --chat"),
-    ):
-        route(table, tmp_path / "r.csv", routing, endpoint, chat=True, exact=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Ran
 from tests.slurm.conftest import Login, jobs_of, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(1800)]
@@ -146,14 +146,14 @@ def test_the_20b_recipe_is_accepted_with_eight_gpus_a_node(
     assert "cluster.slurm.KEY=VALUE" in refused.err
 
 
-def test_a_sweep_side_by_side_cancelled_and_finished(login: Login) -> None:
+def test_a_sweep_side_by_side_cancelled_finished_and_compared(login: Login) -> None:
     """Two runs at a time of six; what they share is made by the first and waited for by all."""
     sweep = (
         "name=six",
         "--sweep=optim.config.lr=1e-3,4e-3",
         "--sweep=peft.dim=2,4,8",
         "--parallel=2",
-        "--until=finetune",
+        "--until=evaluate",
         "trainer.devices=1",
         "trainer.strategy.expert_model_parallel_size=1",
         "model.toy.num_hidden_layers=2",
@@ -161,17 +161,22 @@ def test_a_sweep_side_by_side_cancelled_and_finished(login: Login) -> None:
         "pretraining.max_steps=4",
         "trainer.max_steps=4",
         "trainer.limit_val_batches=1",
+        "evaluation.max_tickets=20",
     )
     folder = login.cwd / "runs" / "six"
-    launched = login.launch(TINY, *sweep)
-    assert launched.status == 0, launched.err
-    jobs = dict(re.findall(r"^(lr-\S+): .*finetune job (\d+)$", launched.out, re.M))
-    names = list(jobs)
-    assert len(names) == 6
+
+    def handed_in(launched: Ran) -> dict[str, list[str]]:
+        """The ids of each run's jobs, in their order."""
+        assert launched.status == 0, launched.err
+        lines = re.findall(r"^(lr-\S+): (.* job .*)$", launched.out, re.M)
+        return {name: re.findall(r"job (\d+)", jobs) for name, jobs in lines}
 
     def finished() -> list[str]:
-        return [name for name in names if (folder / name / "stages" / "finetune.json").is_file()]
+        return [name for name in names if (folder / name / "stages" / "evaluate.json").is_file()]
 
+    jobs = handed_in(login.launch(TINY, *sweep))
+    names = list(jobs)
+    assert [len(each) for each in jobs.values()] == [6, 2, 2, 2, 2, 2]
     until(lambda: len(finished()) >= 2, 900, "the end of two runs")
     cancelled = login.command("cancel", "runs/six")
     assert cancelled.status == 0, cancelled.err
@@ -180,15 +185,19 @@ def test_a_sweep_side_by_side_cancelled_and_finished(login: Login) -> None:
     missing = [name for name in names if name not in finished()]
     assert 1 <= len(missing) <= 4
 
-    again = login.launch(TINY, *sweep, "--wait", timeout=900)
-    assert again.status == 0, again.err
-    handed_in = dict(re.findall(r"^(lr-\S+): finetune job (\d+)$", again.out, re.M))
-    assert list(handed_in) == missing
+    again = handed_in(login.launch(TINY, *sweep, "--wait", timeout=900))
+    assert list(again) == missing
     shown = login.command("status", "runs/six").out.splitlines()[1:]
     assert [line.split()[:2] for line in shown] == [[name, "done"] for name in names]
     assert finished() == names
-    started = login.cluster.run("sacct", "-XnP", "--format=JobIDRaw,Start,End", "-j", ",".join(handed_in.values()))
-    times = {job: (start, end) for job, start, end in (line.split("|") for line in started.splitlines())}
-    order = [times[job] for job in handed_in.values()]
+    jobs_of_all = ",".join(job for each in again.values() for job in each)
+    accounts = login.cluster.run("sacct", "-XnP", "--format=JobIDRaw,Start,End", "-j", jobs_of_all)
+    times = {job: (start, end) for job, start, end in (line.split("|") for line in accounts.splitlines())}
+    order = list(again.values())
     for earlier, later in zip(order, order[2:], strict=False):
-        assert earlier[1] <= later[0], "two at a time"
+        assert times[earlier[-1]][1] <= times[later[0]][0], "two at a time"
+
+    compared = login.command("compare", "runs/six")
+    assert compared.status == 0, compared.err
+    assert [line.split()[0] for line in compared.out.splitlines()[1:7]] == names
+    assert "waits for" not in compared.out
