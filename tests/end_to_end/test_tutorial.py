@@ -39,7 +39,7 @@ def test_the_notebook_runs(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
         recipes.unlink()
     shown = [str(output) for cell in notebook.cells for output in cell.get("outputs", ())]
     assert any("current, skipped" in output for output in shown)
-    assert any("<iframe srcdoc=" in output and "<svg" in output for output in shown)
+    assert any("<iframe srcdoc=" in output and "&lt;svg" in output for output in shown)
     assert any("prediction" in output and "right" in output for output in shown)
     if VLLM.is_file():
         assert any("routed_to" in output for output in shown)
