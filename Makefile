@@ -5,7 +5,7 @@ FOR    ?= 3.12
 BIN    := $(VENV)/bin
 TWO    := -n 2  # processes, each of whole folders: see tests/conftest.py
 
-.PHONY: install demo test test-fast gpu-path-env test-gpu-path serving-env bridge-env foreign-env lint types lock bundle clean
+.PHONY: install demo test test-fast gpu-path-env test-gpu-path serving-env llama-env bridge-env foreign-env lint types lock bundle clean
 
 install: $(VENV)/.installed  ## the package, NeMo and the tools, at the versions of constraints.txt
 
@@ -61,6 +61,10 @@ serving-env: .serving/.installed  ## what the tests with the real server need: A
 .serving/.installed: tests/serving/requirements.txt tests/serving/install.sh | install
 	tests/serving/install.sh $(BIN)/python .serving
 	@touch $@
+
+# llama.cpp from source, not for CI: a quarter of an hour on two cores; cmake and a C++ compiler.
+llama-env: install  ## what tests/serving/test_llama_cpp.py needs
+	tests/serving/install_llama.sh $(BIN)/python .llama-cpp
 
 # Other versions than .venv's, laid before it in the path; a file of pins each.
 foreign-env: .foreign/transformers5/.installed .foreign/peft017/.installed  ## other transformers and PEFT, for the tests that load in them

@@ -56,18 +56,24 @@ class Item:
     on: dict[str, Check | None] = field(default_factory=dict)
 
 
-def by_tests(selection: str, found: str = "passed", *, measured: str = "", environment: str = "") -> Check:
+def by_tests(
+    selection: str, found: str = "passed", *, measured: str = "", environment: str = "", install: str = ""
+) -> Check:
     """A check by pytest.
 
     Args:
         measured: properties that its tests record; of each, the largest number or all texts are what was found.
         environment: `NAME=value` that the tests need.
+        install: script and folder that make what the tests need, where it is not there.
     """
     command = f"{environment} pytest {selection}".strip()
-    return Check(partial(_run_tests, selection, found, measured, environment), command)
+    return Check(partial(_run_tests, selection, found, measured, environment, install), command)
 
 
-def _run_tests(selection: str, found: str, measured: str, environment: str, inputs: Inputs) -> str:
+def _run_tests(selection: str, found: str, measured: str, environment: str, install: str, inputs: Inputs) -> str:
+    if install:
+        script, folder = install.split()
+        subprocess.run([script, sys.executable, folder], cwd=ROOT, check=True)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [
@@ -279,9 +285,9 @@ ITEMS = (
     ),
     Item(
         "vllm-chat",
-        "the trained prompt is openai-harmony's, by which vLLM's chat API renders, token by token",
+        "chat API of vLLM 0.32: the trained prompt, token by token, and a label for every ticket",
         IDENTICAL,
-        {TINY: by_tests("tests/data_prep/test_harmony_library.py", IDENTICAL)},
+        {TINY: by_tests("tests/serving/test_real_chat.py", IDENTICAL)},
     ),
     Item(
         "vllm-lora",
@@ -290,6 +296,20 @@ ITEMS = (
         {
             TINY: by_tests(
                 "tests/converters/test_foreign_peft.py::test_vllm_reads_the_factors_of_every_expert", "loader only"
+            ),
+            SMALL: None,
+            LARGE: None,
+        },
+    ),
+    Item(
+        "llama-cpp",
+        "served by llama.cpp, converted by its own converter: the likeliest token against transformers, fp32",
+        "the same, fp32 and MXFP4",
+        {
+            TINY: by_tests(
+                "tests/serving/test_llama_cpp.py",
+                measured="tokens",
+                install="tests/serving/install_llama.sh .llama-cpp",
             ),
             SMALL: None,
             LARGE: None,
