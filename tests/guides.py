@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import SkipTest
 
-import typer
 from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
-from launch.cli import app
 from tests.conftest import REPOSITORY, run_to_its_end
 
 DOCS = REPOSITORY / "docs"
@@ -25,9 +23,7 @@ set -euo pipefail
 nemo-run() {{ case $1 in {started}) python -m launch.cli "$@" --dryrun;; *) python -m launch.cli "$@";; esac; }}
 {source}"""
 _DRYRUN = re.compile(r"<!-- dryrun: .+ -->\n(?:<!-- skip: .+ -->\n)?$")
-_SKIPPED = re.compile(
-    r'<!-- skip: next (?:".+"|if\("(?P<command>\w+)" not in commands, .+\)) -->\n(?:<!-- dryrun: .+ -->\n)?$'
-)
+_SKIPPED = re.compile(r'<!-- skip: next ".+" -->\n(?:<!-- dryrun: .+ -->\n)?$')
 
 
 @dataclass(frozen=True)
@@ -80,21 +76,10 @@ def read(page: str) -> Document:
     return SYBIL.parse(DOCS / f"{page}.md")
 
 
-def commands() -> set[str]:
-    """Names of the commands of `nemo-run`."""
-    return set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-
-
-def is_left_out(example: Example) -> bool:
-    """Whether a block is not even tried; one that waits for a command is, once there is that command."""
-    skipped = _SKIPPED.search(_above(example))
-    return skipped is not None and (skipped["command"] is None or skipped["command"] not in commands())
-
-
 def tried_commands() -> set[str]:
     """Lines `nemo-run …` of the blocks that run, or are tried by --dryrun."""
     examples = [example for page in PAGES for example in read(page)]
-    blocks = [each.parsed for each in examples if each.region.evaluator is run and not is_left_out(each)]
+    blocks = [each.parsed for each in examples if each.region.evaluator is run and not _SKIPPED.search(_above(each))]
     lines = (line.split(" #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines())
     return {" ".join(line.split()) for line in lines if line.startswith("nemo-run ")}
 

@@ -8,7 +8,7 @@ import pytest
 from sybil import Example
 
 from tests.conftest import REPOSITORY, Rehearsal
-from tests.guides import PAGES, Story, commands, read
+from tests.guides import PAGES, Story, read
 from tests.serving.stand_in import StandIn, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -33,5 +33,5 @@ def story(rehearsal: Rehearsal) -> Iterator[Story]:
 
 @pytest.mark.parametrize("example", [pytest.param(example, id=f"{page}:{example.line}") for page, example in EXAMPLES])
 def test_what_the_guides_show(example: Example, story: Story) -> None:
-    example.namespace |= {"story": story, "commands": commands()}
+    example.namespace["story"] = story
     example.evaluate()
