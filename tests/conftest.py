@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,16 @@ class Rehearsal:
     def again(self) -> Ran:
         """The same command once more."""
         return nemo_run(*self.arguments, cwd=self.cwd)
+
+    def before_finetuning(self, name: str) -> tuple[str, ...]:
+        """Copy what stands before fine-tuning to the run `name`; the arguments that go on from there."""
+        run = self.cwd / "runs" / name
+        shutil.copytree(self.run, run, symlinks=True)
+        for stage, folder in (("finetune", "finetune"), ("evaluate", "evaluation"), ("export", "exported")):
+            (run / "stages" / f"{stage}.json").unlink()
+            shutil.rmtree(run / folder)
+        kept = [argument for argument in self.arguments if not argument.startswith(("name=", "trainer.max_steps="))]
+        return (*kept, f"name={name}")
 
 
 @pytest.fixture(scope="session")

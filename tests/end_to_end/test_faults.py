@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,13 +28,7 @@ TRAINING = (
 
 def arguments(rehearsal: Rehearsal, name: str) -> tuple[str, ...]:
     """A run whose stages before fine-tuning are those of the rehearsal."""
-    run = rehearsal.cwd / "runs" / name
-    shutil.copytree(rehearsal.run, run, symlinks=True)
-    for stage, folder in (("finetune", "finetune"), ("evaluate", "evaluation"), ("export", "exported")):
-        (run / "stages" / f"{stage}.json").unlink()
-        shutil.rmtree(run / folder)
-    kept = [argument for argument in rehearsal.arguments if not argument.startswith(("name=", "trainer.max_steps="))]
-    return (*kept, f"name={name}", *TRAINING, "--only", "finetune", "cluster.retries=2")
+    return (*rehearsal.before_finetuning(name), *TRAINING, "--only", "finetune", "cluster.retries=2")
 
 
 @pytest.fixture(scope="module")

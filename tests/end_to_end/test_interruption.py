@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,13 +29,7 @@ TRAINING = (
 @pytest.fixture(scope="module")
 def arguments(rehearsal: Rehearsal) -> tuple[str, ...]:
     """A run whose stages before fine-tuning are those of the rehearsal."""
-    shutil.copytree(rehearsal.run, rehearsal.cwd / "runs" / "killed", symlinks=True)
-    for stage in ("finetune", "evaluate", "export"):
-        (rehearsal.cwd / "runs" / "killed" / "stages" / f"{stage}.json").unlink()
-    for folder in ("finetune", "evaluation", "exported"):
-        shutil.rmtree(rehearsal.cwd / "runs" / "killed" / folder)
-    kept = [argument for argument in rehearsal.arguments if not argument.startswith(("name=", "trainer.max_steps="))]
-    return (*kept, "name=killed", *TRAINING)
+    return (*rehearsal.before_finetuning("killed"), *TRAINING)
 
 
 def test_killed_while_it_trains(rehearsal: Rehearsal, arguments: tuple[str, ...]) -> None:
