@@ -93,19 +93,25 @@ def _lacks(recipe: Recipe, machine: Machine) -> Iterator[str]:
     yield from obstacles_here(recipe, machine)
     if recipe.nodes > 1:
         yield f"it trains on {recipe.nodes} nodes: launch it with a cluster profile (clusters/)."
-    yield from refusal_of(recipe, machine.gpu_memory)
+    if machine.capability is not None:
+        yield from refusal_of(recipe, machine.gpu_memory)
+
+
+def _counted(number: int, noun: str) -> str:
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{plural if number > 1 else ''}"
 
 
 def _uses(recipe: Recipe, machine: Machine) -> str:
     plan = plan_of(recipe)
     if recipe.model.toy or plan is None or machine.capability is None:
-        return f"{recipe.processes} processes, {recipe.model.precision}"
+        return f"{_counted(recipe.processes, 'process')}, {recipe.model.precision}"
     memory = memory_of(plan, recipe.layout, recipe.processes, machine.gpu_memory).total / 1e9
     backend = attention_backend(
         machine, packed=recipe.data.packed, precision=recipe.model.precision, context=recipe.layout.context
     )
     packed = ", packed" if recipe.data.packed else ""
-    training = f"{recipe.processes} GPUs, {recipe.layout}, {recipe.model.precision}{packed}"
+    training = f"{_counted(recipe.processes, 'GPU')}, {recipe.layout}, {recipe.model.precision}{packed}"
     return f"{training}, {in_words(backend)}, {memory:.0f} GB a GPU"
 
 

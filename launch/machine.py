@@ -28,7 +28,7 @@ def obstacles_anywhere(recipe: Recipe) -> Iterator[str]:
 
 
 def obstacles_here(recipe: Recipe, machine: Machine) -> Iterator[str]:
-    """What this machine lacks; memory of its GPUs apart, which `launch.fit` estimates."""
+    """What this machine lacks; memory of its GPUs apart, which `launch.estimates` has."""
     if machine.capability is None:
         yield from _without_gpu(recipe)
         return

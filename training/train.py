@@ -52,6 +52,7 @@ from training.callbacks.hang_watch import HangWatch  # noqa: E402
 from training.callbacks.preemption import SaveOnSigterm  # noqa: E402
 from training.callbacks.step_metrics import StepMetrics  # noqa: E402
 from training.loggers import loggers_of  # noqa: E402
+from training.rank_zero import by_rank_zero  # noqa: E402
 from training.ticket_data import TicketDataModule  # noqa: E402
 
 # megatron-core 0.15.3 takes torch's AdamW where it finds neither Transformer Engine's nor apex's, and cannot save that
@@ -85,10 +86,8 @@ class Training:
         Raises:
             CheckpointError: a checkpoint that NeMo would load could run code, or is damaged.
         """
-        resumed, damaged = newest_whole(self.out)
-        for path, damage in damaged.items() if rank() == 0 else ():
-            before = resumed.name if resumed else self.start
-            say(f"{self.title}: {damage}; it lies in {set_aside(path)} now, {before} is used")
+        name = by_rank_zero(f"{self.title}: resumed", self._resumed)
+        resumed = self.out / "checkpoints" / name if name else None
         if resumed and self._is_finished(resumed):
             return
         for checkpoint in {self.start, *(loaded_with(resumed) if resumed else ())}:
@@ -111,6 +110,14 @@ class Training:
         )
         if rank() == 0:
             keep_best_and_last(self.out, checkpoints.save_top_k)
+
+    def _resumed(self) -> str | None:
+        """Name of the checkpoint that this training goes on from; damaged ones that are newer are set aside."""
+        resumed, damaged = newest_whole(self.out)
+        for path, damage in damaged.items():
+            before = resumed.name if resumed else self.start
+            say(f"{self.title}: {damage}; it lies in {set_aside(path)} now, {before} is used")
+        return resumed.name if resumed else None
 
     def _is_finished(self, resumed: Path) -> bool:
         """Whether an interrupted run had reached its last step, or stopped early: nothing is left to train.

@@ -27,11 +27,11 @@ def said(machine: Machine) -> dict[str, Line]:
 def test_eight_h100_train_all_but_what_needs_more_nodes() -> None:
     lines = said(H100)
     assert lines["gpt_oss_20b_lora"] == Line(
-        "gpt_oss_20b_lora", "1 GPUs, TP1 EP1 PP1 CP1, bf16, packed, Transformer Engine's fused attention, 37 GB a GPU"
+        "gpt_oss_20b_lora", "1 GPU, TP1 EP1 PP1 CP1, bf16, packed, Transformer Engine's fused attention, 37 GB a GPU"
     )
     assert {name for name, line in lines.items() if not line.good} == {"gpt_oss_120b_lora 2x8xh100", "gpt_oss_120b_sft"}
     assert "8 GPUs, TP1 EP8" in lines["gpt_oss_120b_lora"].text
-    assert "1 GPUs, TP1 EP1" in lines["gpt_oss_120b_lora 1xh100"].text
+    assert "1 GPU, TP1 EP1" in lines["gpt_oss_120b_lora 1xh100"].text
     assert "it trains on 2 nodes" in lines["gpt_oss_120b_lora 2x8xh100"].text
 
 
@@ -40,10 +40,18 @@ def test_one_card_of_24_gb_trains_the_20b_by_its_preset() -> None:
     assert not lines["gpt_oss_20b_lora"].good
     assert "needs 34 GB of each GPU, which has 24 GB" in lines["gpt_oss_20b_lora"].text
     assert lines["gpt_oss_20b_lora 24gb"] == Line(
-        "gpt_oss_20b_lora 24gb", "1 GPUs, TP1 EP1 PP1 CP1, bf16, packed, attention by torch, 22 GB a GPU"
+        "gpt_oss_20b_lora 24gb", "1 GPU, TP1 EP1 PP1 CP1, bf16, packed, attention by torch, 22 GB a GPU"
     )
     assert not lines["gpt_oss_120b_lora 1xh100"].good
     assert lines["gpt_oss_tiny_lora"] == Line("gpt_oss_tiny_lora", "2 processes, fp32")
+
+
+def test_a_cpu_is_asked_for_no_memory_of_gpus() -> None:
+    cpu = Machine(None, None, None, 0, 0)
+    lines = said(cpu)
+    assert not [line.text for line in lines.values() if "each GPU" in line.text]
+    assert lines["gpt_oss_20b_lora cpu"] == Line("gpt_oss_20b_lora cpu", "1 process, bf16")
+    assert "a CPU would train for 2 days" in lines["gpt_oss_20b_lora"].text
 
 
 def test_a_missing_package_and_a_new_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
