@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from data_prep.intake import Intake, Spool, take_in
 from data_prep.options import PrepareOptions
 from data_prep.prepare_report import PrepareReport
 from data_prep.prepare_report_page import write_html
+from data_prep.prepared import is_prepared
 from data_prep.readers.hub_source import HubSource, is_hub_id, is_saved
 from data_prep.rendering import Renderer
 from data_prep.selection import select
@@ -53,7 +54,7 @@ def prepare(
     sources = [source] if isinstance(source, str | Path) else list(source)
     if not sources:
         raise ConfigurationError("no ticket source is named: name a file, a folder, kaggle or sample.")
-    if len(sources) == 1 and (Path(sources[0]) / "labels.json").is_file():
+    if len(sources) == 1 and is_prepared(Path(sources[0])):
         return _copy(Path(sources[0]), out)
     paths = [path for item in sources for path in _paths(str(item), options)]
     inputs = _inputs(paths, options)
@@ -62,11 +63,24 @@ def prepare(
     with artifacts.new_folder(out) as folder:
         spool_file = folder / "spool"
         with closing(Spool(spool_file)) as spool:
-            intake = take_in((_open(path, options) for path in paths), spool, options, progress)
+            intake = take_in(_opened(paths, options), spool, options, progress)
             report = _write(intake, folder, options, progress)
         spool_file.unlink()
         artifacts.write_manifest(folder, KIND, inputs)
     return report
+
+
+def sources_of(source: str, options: PrepareOptions) -> Iterator[Source]:
+    """The tables that `prepare` reads of a source.
+
+    Raises:
+        DataError: it is missing or unreadable.
+    """
+    return _opened(_paths(source, options), options)
+
+
+def _opened(paths: Sequence[str | Path], options: PrepareOptions) -> Iterator[Source]:
+    return (_open(path, options) for path in paths)
 
 
 def _paths(source: str, options: PrepareOptions) -> list[str | Path]:

@@ -59,6 +59,11 @@ class Routing:
         return {completion.removesuffix(self.end): label for label, completion in self.completions.items()}
 
 
+def is_prepared(folder: Path) -> bool:
+    """Whether `prepare` wrote a folder."""
+    return (folder / "labels.json").is_file()
+
+
 @dataclass(frozen=True)
 class Prepared:
     """The splits of a prepared folder, and the prompt and answers of their tickets."""

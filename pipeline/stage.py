@@ -8,7 +8,6 @@ fingerprints of the stages before it that it reads, so a change anywhere re-runs
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +77,13 @@ def _training(run: RunFolder) -> dict[str, Any]:
     return {"seed": run.recipe.seed, "model": run.tree["model"], "data": batches}
 
 
+def _toy(run: RunFolder) -> dict[str, Any]:
+    """The random model's sizes, and the tickets that its tokenizer learns its words from."""
+    data = run.tree["data"]
+    words = {"data": _source(data["source"]), "prepare": data.get("prepare")} if data["source"] != "sample" else {}
+    return {"toy": to_tree(run.recipe.model.toy), **words} if run.recipe.model.toy else {}
+
+
 def _tokenizer(run: RunFolder) -> dict[str, Any]:
     """The files of a local model's tokenizer, which the prompts are made with."""
     files = run.model_files.get("files", {})
@@ -94,7 +100,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "model",
         output=lambda run: Path(run.hf),
-        settings=lambda run: {"toy": dataclasses.asdict(run.recipe.model.toy)} if run.recipe.model.toy else {},
+        settings=_toy,
         wanted=lambda recipe: recipe.model.toy is not None,
     ),
     Stage(

@@ -12,7 +12,7 @@ from common.fields import to_tree
 from common.values import size_of
 from converters.toy_checkpoint import write_toy_checkpoint
 from data_prep.harmony import CHAT_TEMPLATE, SPECIAL_TOKENS
-from data_prep.sample import sample_texts
+from data_prep.tokenizer_texts import tokenizer_texts
 from data_prep.toy_tokenizer import train_tokenizer
 from pipeline.run_folder import RunFolder
 from pipeline.stage import Details
@@ -21,14 +21,14 @@ END, PAD = "<|return|>", "<|endoftext|>"
 
 
 def make_model(run: RunFolder) -> Details:
-    """Write the random gpt-oss, MXFP4 like the real one, with a tokenizer trained on the sample."""
+    """Write the random gpt-oss, MXFP4 like the real one, with a tokenizer trained on the run's own tickets."""
     toy = run.recipe.model.toy
     if toy is None:
         raise LaunchError("this recipe has no toy model: the stage `model` belongs to the rehearsal.")
     sizes = {name: value for name, value in vars(toy).items() if name != "seed"}
     with artifacts.new_folder(Path(run.hf)) as folder:
         train_tokenizer(
-            sample_texts(),
+            tokenizer_texts(run.recipe.data.source, run.recipe.data.prepare),
             folder,
             vocab_size=toy.vocab_size,
             chat_template=CHAT_TEMPLATE,

@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import cache
 from typing import TypeVar
 
-from torch.distributed import PrefixStore, Store
+from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
 from common.console import rank
