@@ -63,6 +63,10 @@ serving-env: .serving/.installed  ## what the tests with the real server need: A
 	tests/serving/install.sh $(BIN)/python .serving
 	@touch $@
 
+# llama.cpp from source, not for CI: a quarter of an hour on two cores; cmake and a C++ compiler.
+llama-env: install  ## what tests/serving/test_llama_cpp.py needs
+	tests/serving/install_llama.sh $(BIN)/python .llama-cpp
+
 # Other versions than .venv's, laid before it in the path; a file of pins each.
 foreign-env: .foreign/transformers5/.installed .foreign/peft017/.installed  ## other transformers and PEFT, for the tests that load in them
 

@@ -292,6 +292,16 @@ ITEMS = (
         {TINY: by_tests("tests/data_prep/test_harmony_library.py", IDENTICAL)},
     ),
     Item(
+        "llama-cpp",
+        "served by llama.cpp against transformers, both with YaRN rounded as llama.cpp does: log-probabilities",
+        "fp32 at most 1e-4; MXFP4, beside which it rounds activations to 8 bits, at most 0.3",
+        {
+            TINY: by_tests("tests/serving/test_llama_cpp.py", measured="tokens"),
+            SMALL: None,
+            LARGE: None,
+        },
+    ),
+    Item(
         "vllm-lora",
         "adapters served by vLLM 0.32",
         "every factor, bit for bit",
