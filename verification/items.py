@@ -287,9 +287,9 @@ ITEMS = (
     ),
     Item(
         "vllm-chat",
-        "the trained prompt is openai-harmony's, by which vLLM's chat API renders, token by token",
+        "vLLM's chat API: the trained prompt, token by token, and a label for every ticket of `route --chat`",
         IDENTICAL,
-        {TINY: by_tests("tests/data_prep/test_harmony_library.py", IDENTICAL)},
+        {TINY: by_tests("tests/data_prep/test_harmony_library.py tests/serving/test_real_chat.py", IDENTICAL)},
     ),
     Item(
         "llama-cpp",
