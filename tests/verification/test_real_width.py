@@ -32,4 +32,5 @@ def test_a_run_is_killed_goes_on_and_is_exported(subject: Subject) -> None:
     assert proof.resumed == 3
     # two layers' attention (in and out) and one layer's experts (both matrices) of 2 * 13 + 3 tensors
     assert (proof.changed, proof.untouched) == (6, 23)
+    assert 0.45 < proof.rounding <= 0.5
     assert proof.adapter == 2 * 2 * 4 + 4
