@@ -12,7 +12,7 @@ from common.fields import to_tree
 from common.values import size_of
 from converters.toy_checkpoint import write_toy_checkpoint
 from data_prep.harmony import CHAT_TEMPLATE, SPECIAL_TOKENS
-from data_prep.tokenizer_texts import tokenizer_texts
+from data_prep.tokenizer_corpus import tokenizer_texts
 from data_prep.toy_tokenizer import train_tokenizer
 from pipeline.run_folder import RunFolder
 from pipeline.stage import Details

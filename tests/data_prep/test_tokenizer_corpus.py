@@ -12,7 +12,7 @@ from data_prep.harmony import CHAT_TEMPLATE, SPECIAL_TOKENS
 from data_prep.options import PrepareOptions
 from data_prep.preparation import prepare
 from data_prep.sample import sample_texts
-from data_prep.tokenizer_texts import tokenizer_texts
+from data_prep.tokenizer_corpus import tokenizer_texts
 from data_prep.toy_tokenizer import train_tokenizer
 
 WORDS = "Rechnungsnummer", "Verbindungsabbruch", "Zahlungsaufforderung", "Drucker"
