@@ -33,7 +33,9 @@ def from_tree(cls: type[T], tree: Any, source: str, key: str = "") -> T:
         ConfigurationError: an unknown key (near ones are named), a missing one, or a value of another kind.
     """
     if not isinstance(tree, dict):
-        raise ConfigurationError(f"{source}: {key or 'it'} should hold keys, not {_shown(tree)}.")
+        raise ConfigurationError(
+            f"{source}: {key or 'it'} holds no keys but {_shown(tree)}: write KEY: VALUE below it."
+        )
     hints = typing.get_type_hints(cls, include_extras=True)
     values: dict[str, Any] = {}
     for name, value in tree.items():
@@ -43,7 +45,7 @@ def from_tree(cls: type[T], tree: Any, source: str, key: str = "") -> T:
         values[name] = fit(hints[name], value, whole, source)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
-            raise ConfigurationError(f"{source}: {key or 'it'} needs {field.name} as well.")
+            raise ConfigurationError(f"{source}: {key or 'it'} lacks {field.name}: add it.")
     return cls(**values)
 
 

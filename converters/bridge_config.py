@@ -140,7 +140,9 @@ def hf_config_of(file: Path) -> dict[str, Any]:
     # a model's configuration of megatron.training (GPTModelConfig) has the layers' fields in one of its own
     model = {**model, **(model.get("transformer") or {})} if isinstance(model, dict) else {}
     if model.get("softmax_type") != "learnable" or model.get("position_embedding_type", "yarn") != "yarn":
-        raise CheckpointError(f"{file} describes no gpt-oss, of which the attention has sinks and YaRN.")
+        raise CheckpointError(
+            f"{file} describes no gpt-oss, of which the attention has sinks and YaRN: name another folder."
+        )
     raw = published_config()
     published_tokens = model.get("vocab_size") == raw["vocab_size"]
     for name in ("quantization_config", *(() if published_tokens else ("eos_token_id", "pad_token_id"))):

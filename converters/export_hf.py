@@ -101,7 +101,7 @@ def export_checkpoint(
         ConfigurationError: an unknown `weights`, or a model whose widths MXFP4 cannot hold.
     """
     if weights not in ("auto", MXFP4, *DTYPES):
-        raise ConfigurationError(f"weights {weights!r} is not one of auto, {MXFP4}, {', '.join(DTYPES)}.")
+        raise ConfigurationError(f"there are no weights {weights!r}: choose auto, {MXFP4}, {', '.join(DTYPES)}.")
     source = Source(nemo, like or nemo)
     weights = MXFP4 if weights == "auto" and source.reader.packed else weights
     merged = Adapter.open(adapter, source.config) if adapter else None

@@ -136,7 +136,9 @@ class HfReader:
         except KeyError as error:
             raise ConfigurationError(f"{file} has no field {error.args[0]!r}: fetch the model again.") from None
         except (TypeError, ValueError, OverflowError) as error:
-            raise ConfigurationError(f"{file} holds a field of the wrong kind ({one_line(error)}).") from None
+            raise ConfigurationError(
+                f"{file} holds a field of the wrong kind ({one_line(error)}): fetch the model again."
+            ) from None
 
     def _at(self, name: str, expert: int | None = None) -> tuple[str, tuple[int, int] | None]:
         """The tensor that holds what Hugging Face calls `name`, and which of its rows do; None for all."""
@@ -185,7 +187,8 @@ class HfReader:
                         expected = (self.config.qkv_size, *expected[1:])
                     if actual != expected:
                         raise CheckpointError(
-                            f"{self.folder}: {stored} has shape {actual}, config.json says {expected}."
+                            f"{self.folder}: {stored} has shape {actual}, config.json says {expected}: "
+                            "fetch the model again."
                         )
                     names.add(stored)
         unknown = sorted(set(self.files.file_of) - names)

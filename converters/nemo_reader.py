@@ -52,10 +52,15 @@ class NemoReader:
             # tensor parallelism pads the vocabulary to a multiple of its size
             padded = shape[0] == config.vocab_size and len(shape) == 2 and stored[0] > shape[0]
             if stored[padded:] != shape[padded:]:
-                raise CheckpointError(f"{key} has shape {stored}, {source} says {shape}.")
+                raise CheckpointError(
+                    f"{key} has shape {stored}, {source} says {shape}: the two are not of one model, import it again."
+                )
         unknown = [key for key in self.weights.tensors if key not in expected and "_extra_state" not in key]
         if unknown:
-            raise CheckpointError(f"{self.weights.folder} holds tensors that gpt-oss has not, such as {unknown[0]}.")
+            raise CheckpointError(
+                f"{self.weights.folder} holds tensors that gpt-oss has not, such as {unknown[0]}: "
+                "name a checkpoint of gpt-oss."
+            )
 
     def _has_single_layers(self) -> bool:
         """Whether Megatron saved layers one by one, by its own note."""

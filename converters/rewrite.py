@@ -46,7 +46,7 @@ def rewrite_checkpoint(
         ConfigurationError: an unknown `weights`.
     """
     if weights not in ("auto", *DTYPES):
-        raise ConfigurationError(f"weights {weights!r} is not one of auto, {', '.join(DTYPES)}, for {to}.")
+        raise ConfigurationError(f"there are no weights {weights!r} for {to}: choose auto, {', '.join(DTYPES)}.")
     opened = Source(source, like or source)
     merged = Adapter.open(adapter, opened.config) if adapter else None
     origin = Origin(opened.config, opened.config_json, opened.tokenizer, opened.beside, hub_id_of(opened.like))

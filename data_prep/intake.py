@@ -185,7 +185,7 @@ def _readable(source: Source, columns: Columns, intake: Intake, strict: bool) ->
         lines = f"line {row.line}" if row.last <= row.line else f"lines {row.line} to {row.last}"
         place = f"{source.name}, {lines}: {row.reason}"
         if strict:
-            raise DataError(f"{place}; mend it, or leave out --strict to drop damaged rows.")
+            raise DataError(f"{place}: mend it, or leave out --strict to drop damaged rows.")
         _drop_damaged(row, place, intake)
     intake.accounts[source.name] = account(source, names, records, damaged)
     remarks = remarks_on(source.name, intake.accounts[source.name])

@@ -25,7 +25,7 @@ def train_tokenizer(
     plain = vocab_size - len(special_tokens)
     if plain < 256:
         raise ConfigurationError(
-            f"a vocabulary of {vocab_size} cannot hold 256 bytes and {len(special_tokens)} tokens."
+            f"a vocabulary of {vocab_size} cannot hold 256 bytes and {len(special_tokens)} tokens: raise vocab_size."
         )
     split = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     tokenizer = byte_level(models.BPE(), split)

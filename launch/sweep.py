@@ -48,7 +48,7 @@ class Axis:
         if key == "name" or key.startswith(OVERRIDE):
             raise ConfigurationError(f"--sweep {key}: what is swept is the recipe; runs name themselves.")
         if repeated := [value for value, count in Counter(values).items() if count > 1]:
-            raise ConfigurationError(f"--sweep {key} names {repeated[0]} twice.")
+            raise ConfigurationError(f"--sweep {key} names {repeated[0]} twice: leave one out.")
         return cls(key, values)
 
 

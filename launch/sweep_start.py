@@ -143,7 +143,10 @@ def _run(plan: SweepPlan) -> dict[str, str]:
         try:
             for stage, before in not_made(each.run, each.todo):
                 maker = each.makers.get(before, name)
-                raise LaunchError(f"stage {stage.name} reads what stage {before} of {maker} did not make.")
+                raise LaunchError(
+                    f"stage {stage.name} reads what stage {before} of {maker} did not make: "
+                    f"see nemo-run logs {maker} {before}."
+                )
             if each.todo:
                 settle(each)
                 experiment.execute(each)

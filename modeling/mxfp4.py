@@ -42,7 +42,9 @@ def dequantize(blocks: np.ndarray, scales: np.ndarray, order: np.ndarray | None 
         CheckpointError: shapes do not belong together, or a scale is NaN (255).
     """
     if blocks.shape[:-1] != scales.shape or blocks.shape[-1] != BLOCK // 2:
-        raise CheckpointError(f"MXFP4 blocks {blocks.shape} and scales {scales.shape} do not belong together.")
+        raise CheckpointError(
+            f"MXFP4 blocks {blocks.shape} and scales {scales.shape} do not belong together: fetch it again."
+        )
     if scales.size and scales.max() == NAN_SCALE:
         raise CheckpointError(NAN_MESSAGE)
     width = scales.shape[-1]
@@ -92,7 +94,9 @@ def quantize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Source: OCP Microscaling Formats (MX) v1.0, section 6.3.
     """
     if values.shape[-1] % BLOCK:
-        raise CheckpointError(f"rows of {values.shape[-1]} values do not divide into MXFP4 blocks of {BLOCK}.")
+        raise CheckpointError(
+            f"rows of {values.shape[-1]} values do not divide into MXFP4 blocks of {BLOCK}: choose bf16."
+        )
     if not np.isfinite(values).all():
         raise CheckpointError("a weight is NaN or infinite and cannot be quantized: check the training run.")
     flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, BLOCK)

@@ -79,9 +79,11 @@ def _training(run: RunFolder) -> dict[str, Any]:
 
 def _toy(run: RunFolder) -> dict[str, Any]:
     """The random model's sizes, and the tickets that its tokenizer learns its words from."""
-    data = run.tree["data"]
-    words = {"data": _source(data["source"]), "prepare": data.get("prepare")} if data["source"] != "sample" else {}
-    return {"toy": to_tree(run.recipe.model.toy), **words} if run.recipe.model.toy else {}
+    toy, source = run.recipe.model.toy, run.recipe.data.source
+    if toy is None:
+        return {}
+    words = {"data": _source(source), "prepare": run.tree["data"].get("prepare")} if source != "sample" else {}
+    return {"toy": to_tree(toy), **words}
 
 
 def _tokenizer(run: RunFolder) -> dict[str, Any]:

@@ -47,7 +47,10 @@ def run_stage(run: RunFolder, stage: Stage) -> None:
     for name in stage.after:
         before = stage_named(name)
         if before.wanted(run.recipe) and not is_current(before, run):
-            raise LaunchError(f"stage {stage.name} needs {before.output(run)}, which stage {name} has not finished.")
+            raise LaunchError(
+                f"stage {stage.name} needs {before.output(run)}, which stage {name} has not finished: "
+                f"launch it again with --from {name}."
+            )
     if is_current(stage, run):  # Slurm queued it again after its end, or the launching machine could not see the run
         say(f"{stage.name}: current, skipped")
         return

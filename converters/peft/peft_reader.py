@@ -187,7 +187,8 @@ class PeftReader:
     def _check_shape(self, name: str, shape: _Shape) -> None:
         if self.files.shape(name) != shape:
             raise CheckpointError(
-                f"{self.folder / ADAPTER}: {name} has shape {self.files.shape(name)}, expected {shape}."
+                f"{self.folder / ADAPTER}: {name} has shape {self.files.shape(name)}, expected {shape}: "
+                "name the base that it was trained on by --base."
             )
         self._known.add(name)
 

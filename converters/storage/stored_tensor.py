@@ -28,7 +28,10 @@ class StoredTensor:
             CheckpointError: a dtype in which no gpt-oss checkpoint is stored.
         """
         if self._stored not in DTYPES:
-            raise CheckpointError(f"{self._file.path} holds the dtype {self._stored}, which is not read.")
+            raise CheckpointError(
+                f"{self._file.path} holds the dtype {self._stored}, which is not read: "
+                "convert it to bf16 or fp32 first."
+            )
         return DTYPES[self._stored]
 
     def __getitem__(self, rows: int | slice) -> torch.Tensor:

@@ -35,7 +35,9 @@ def compare_runs(
         raise ConfigurationError(f"{others[0]} is the folder of no run and of no sweep: name some of those in runs.")
     folders = [path for given in runs for path in (runs_of_sweep(given) if is_sweep(given) else [given])]
     if len({path.resolve() for path in folders}) < max(2, len(folders)):
-        raise ConfigurationError("name two run folders or more, each once, or a sweep of several.")
+        raise ConfigurationError(
+            "there is nothing to compare: name two run folders or more, each once, or a sweep of several."
+        )
     out = out or (runs[0] if len(runs) == 1 else Path()) / "comparison"
     artifacts.ensure_replaceable(out)  # before the work
     names = [path.resolve().name for path in folders]

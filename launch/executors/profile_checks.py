@@ -44,7 +44,7 @@ def refuse_secrets(tree: Any, source: str) -> None:
     """
     environment, secrets = tree.get("environment") or {}, tree.get("secrets") or []
     if not isinstance(environment, dict):
-        raise ConfigurationError(f"{source}: environment should hold names of variables and their values.")
+        raise ConfigurationError(f"{source}: environment holds no names of variables: write NAME: value below it.")
     if not isinstance(secrets, list) or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in secrets):
         raise ConfigurationError(
             f"{source}: secrets is a list of names of variables, such as [HF_TOKEN]; their values come from your shell."

@@ -202,7 +202,10 @@ def load_profile(file: Path | None, overrides: list[str], executor: str | None =
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ConfigurationError(f"{OVERRIDE}{key}: {parent} is a plain value in {source} and has no keys.")
+                raise ConfigurationError(
+                    f"{OVERRIDE}{key}: {parent} is a plain value in {source} and has no keys: "
+                    f"set {OVERRIDE}{parent}= itself."
+                )
         node[name] = parse_value(text)
     if executor is not None:
         tree["executor"] = executor

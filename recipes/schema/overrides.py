@@ -68,7 +68,7 @@ def _as_config(value: Any, annotation: Any, path: str, key: str) -> Any:
     for option in typing.get_args(annotation) or (annotation,):
         if dataclasses.is_dataclass(option):
             return run.Config(option)  # pyright: ignore[reportArgumentType]
-    raise ConfigurationError(f"{key}: {path} is a plain value and has no fields.")
+    raise ConfigurationError(f"{key}: {path} is a plain value and has no fields: set it as a whole.")
 
 
 def _set(node: Any, name: str, text: str, key: str) -> None:
@@ -142,5 +142,7 @@ def _like(value: Any, present: Any, key: str) -> Any:
     if isinstance(present, bool) != isinstance(value, bool) or (
         isinstance(present, numbers) and not isinstance(value, numbers)
     ):
-        raise ConfigurationError(f"{key}: {value!r} cannot stand for {present!r}, which the recipe has there.")
+        raise ConfigurationError(
+            f"{key}: {value!r} cannot stand for {present!r}, which the recipe has there: give a value of its kind."
+        )
     return value

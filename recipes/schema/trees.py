@@ -41,7 +41,9 @@ class Deferred:
             ConfigurationError: the tree names no class.
         """
         if not isinstance(tree, dict) or LAZY not in tree:
-            raise ConfigurationError(f"{source}: {key} should name a class of another package, by lazy().")
+            raise ConfigurationError(
+                f"{source}: {key} names no class of another package: write lazy('package.Class', …)."
+            )
         arguments = {str(n): _with_deferred(v, source, f"{key}.{n}") for n, v in tree.items() if n != LAZY}
         return cls(str(tree[LAZY]), arguments)
 

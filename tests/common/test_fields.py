@@ -59,9 +59,9 @@ def test_a_tree_becomes_dataclasses_and_goes_back() -> None:
     [
         ({"nmae": 1}, "file: there is no key 'nmae'; near ones are name, by_name, many."),
         ({"inner": {"sidde": "left"}}, "file: there is no key 'inner.sidde'; near ones are inner.side."),
-        ({"inner": {}}, "file: inner needs side as well."),
+        ({"inner": {}}, "file: inner lacks side: add it."),
         ({"inner": {"side": "up"}}, "file: inner.side should be one of left, right, not 'up'."),
-        ({"inner": 3}, "file: inner should hold keys, not 3."),
+        ({"inner": 3}, "file: inner holds no keys but 3: write KEY: VALUE below it."),
         ({"many": "left"}, "file: many should be a list of sets of keys, not 'left'."),
         ({"count": 1.5}, "file: count should be a whole number, not 1.5."),
         ({"count": True}, "file: count should be a whole number, not True."),

@@ -288,7 +288,7 @@ def test_a_truncated_file_tells_its_line_and_strict_refuses_it(tmp_path):
     accounts_for_every_row(report, tmp_path / "out", 100)
     assert report.dropped["damaged"] == 1
     assert re.search(r"t\.csv, lines? \d+.*: unexpected end of data", report.damaged[0])
-    with pytest.raises(DataError, match=r"t\.csv, lines? \d+.*unexpected end of data; mend it"):
+    with pytest.raises(DataError, match=r"t\.csv, lines? \d+.*unexpected end of data: mend it"):
         prepare(tmp_path / "t.csv", tmp_path / "strict", PrepareOptions(strict=True))
     assert not (tmp_path / "strict").exists()
     assert not list(tmp_path.glob("*.partial"))

@@ -27,8 +27,8 @@ def test_examples_are_valid_and_name_nobody(file: Path) -> None:
         ("gpus_per_node: many", ["gpus_per_node", "whole number", "'many'"]),
         ("slurm: {exclusive: 3}", ["slurm.exclusive", "true or false"]),
         ("secrets: HF_TOKEN", ["secrets", "list"]),
-        ("slurm: {ssh: {host: h}}", ["slurm.ssh needs user"]),
-        ("slurm: 3", ["slurm should hold keys"]),
+        ("slurm: {ssh: {host: h}}", ["slurm.ssh lacks user"]),
+        ("slurm: 3", ["slurm holds no keys but 3"]),
         ("- a", ["no cluster profile"]),
         ("a: [", ["cannot be read as YAML"]),
     ],
@@ -125,7 +125,7 @@ BY_VALUE = [
 def test_a_secret_by_value_is_refused_and_not_shown(tmp_path: Path, text: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text.replace("X", SECRET))
-    with pytest.raises(ConfigurationError, match=r"secret|environment should hold names") as refused:
+    with pytest.raises(ConfigurationError, match=r"secret|environment holds no names") as refused:
         load_profile(file, [])
     assert SECRET not in str(refused.value)
     assert "mine.yaml" in str(refused.value)
