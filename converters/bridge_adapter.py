@@ -20,7 +20,7 @@ from converters.mapping import TABLE, Entry, Place, layers_of, places
 from converters.megatron_output import Kind
 from converters.nemo_context import Call, Symbol, write_context
 from converters.nemo_folder import METADATA, MegatronFolder, checkpoint_identity, config_of, is_nemo, trained_on
-from converters.output_folder import TOKENIZER_FILES, copy_files, is_done, resumable_folder
+from converters.output_folder import copy_tokenizer, is_done, resumable_folder
 from converters.rewrite import hub_id_of
 from converters.storage.nemo_weights import PREFIX, Piece, write_weights
 from modeling.hf_config import GptOssConfig
@@ -137,7 +137,7 @@ def _write_for_bridge(folder: Path, pieces: list[Piece], adapter: Adapter, confi
     theirs = MegatronFolder.find(base)
     stored = [replace(piece, key=ours.prefix + piece.key.removeprefix(PREFIX)) for piece in pieces]
     write_weights(ours.weights, stored, common=COMMON)
-    copy_files(TOKENIZER_FILES, theirs.tokenizer, ours.tokenizer)
+    copy_tokenizer(theirs.tokenizer, ours.tokenizer)
     targets = [linear_of(entry).rpartition(".")[2] for entry in _adapted(adapter)]
     peft: dict[str, Any] = {"target_modules": targets, "dim": _rank(adapter, _adapted(adapter)[0])}
     peft |= {"alpha": adapter.alpha, "dropout": 0.0, "share_expert_adapters": False}
@@ -152,7 +152,7 @@ def _write_for_nemo(folder: Path, pieces: list[Piece], adapter: Adapter, config:
     keys = dict.fromkeys(piece.key.removeprefix(PREFIX) for piece in pieces)
     write_weights(ours.weights, pieces, empty_states(keys, config.num_layers))
     artifacts.write_text(ours.weights / METADATA, json.dumps({"model_ckpt_path": str(base.resolve())}))
-    copy_files(TOKENIZER_FILES, theirs.tokenizer, ours.tokenizer)
+    copy_tokenizer(theirs.tokenizer, ours.tokenizer)
     parts = [linear_of(entry).split(".")[-1 - entry.per_expert :] for entry in _adapted(adapter)]
     arguments = {"target_modules": [".".join(names) for names in parts], "dim": _rank(adapter, _adapted(adapter)[0])}
     arguments |= {"alpha": adapter.alpha, "expert_layers": None, "train_router": False, "dropout": 0.0}

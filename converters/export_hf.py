@@ -25,8 +25,8 @@ from converters.openai_layout import QUANTIZATION
 from converters.output_folder import (
     GENERATION,
     LICENSES,
-    TOKENIZER_FILES,
     copy_files,
+    copy_tokenizer,
     is_done,
     resumable_folder,
 )
@@ -223,7 +223,7 @@ def _write_files(
 ) -> None:
     _write_config(source.config_json, folder / "config.json", export)
     copy_files((GENERATION, *LICENSES), source.beside, folder)
-    copy_files(TOKENIZER_FILES, source.tokenizer, folder)
+    copy_tokenizer(source.tokenizer, folder)
     storage = MXFP4 if export.mxfp4 else str(export.plain_dtype(TABLE[0])).removeprefix("torch.")
     (folder / "README.md").write_text(card_text(title, source.nemo, source.like, storage, details, usage))
 

@@ -16,7 +16,7 @@ from converters.nemo_folder import MegatronFolder, checkpoint_identity, is_megat
 from converters.nemo_reader import NemoReader
 from converters.output_folder import TOKENIZER_FILES, source_files
 from converters.storage.safetensors_files import SafetensorsReader
-from modeling.hf_config import GptOssConfig
+from modeling.hf_config import GptOssConfig, old_fields
 
 
 class Source:
@@ -45,10 +45,11 @@ class Source:
 
     @cached_property
     def config_json(self) -> bytes:
-        """Bytes of the model's config.json."""
-        if self.config_file.suffix == ".json":
+        """Bytes of the model's config.json, in the fields that transformers 4 reads too."""
+        raw = self.config.raw
+        if self.config_file.suffix == ".json" and old_fields(raw) == raw:
             return self.config_file.read_bytes()
-        return (json.dumps(self.config.raw, indent=2, sort_keys=True) + "\n").encode()
+        return (json.dumps(old_fields(raw), indent=2, sort_keys=True) + "\n").encode()
 
     @property
     def has_scales(self) -> bool:

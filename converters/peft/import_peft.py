@@ -20,7 +20,7 @@ from converters.lora import LINEAR_IN, LINEAR_OUT, empty_states, linear_of
 from converters.mapping import Entry
 from converters.nemo_context import Call, Symbol, write_context
 from converters.nemo_folder import METADATA, TOKENIZER, config_of
-from converters.output_folder import TOKENIZER_FILES, copy_files, is_done, resumable_folder, source_files
+from converters.output_folder import copy_tokenizer, is_done, resumable_folder, source_files
 from converters.peft.expert_layouts import NOTE, ExpertLayout
 from converters.peft.lora_settings import SETTINGS
 from converters.peft.module_names import ADAPTED
@@ -55,7 +55,7 @@ def import_adapter(peft: Path, out: Path, *, base: Path, layout: ExpertLayout | 
         write_weights(folder / "weights", pieces, empty_states(keys, config.num_layers))
         artifacts.write_text(folder / "weights" / METADATA, json.dumps({"model_ckpt_path": str(base.resolve())}))
         context = folder / "context"
-        copy_files(TOKENIZER_FILES, base / "context" / TOKENIZER, context / TOKENIZER)
+        copy_tokenizer(base / "context" / TOKENIZER, context / TOKENIZER)
         write_context(context, config, fused.transform())
         details |= {"source": str(peft), NOTE: reader.layout}
     return out

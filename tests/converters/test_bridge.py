@@ -349,7 +349,10 @@ def test_the_commands(mxfp4_toy: Path, imported: Path, tmp_path: Path) -> None:
     [
         (("import", "HF", "OUT", "--to", "bridge", "--experts", "mxfp4"), "has no MXFP4 experts"),
         (("import", "BRIDGE", "OUT", "--experts", "mxfp4"), "is no Hugging Face folder"),
-        (("export", "BRIDGE", "OUT", "--to", "nemo", "--weights", "mxfp4"), "there are no weights 'mxfp4' for nemo: choose auto, fp32, bf16"),
+        (
+            ("export", "BRIDGE", "OUT", "--to", "nemo", "--weights", "mxfp4"),
+            "there are no weights 'mxfp4' for nemo: choose auto, fp32, bf16",
+        ),
         (("export", "BRIDGE", "OUT", "--to", "nemo", "--push-to", "a/b"), "uploads Hugging Face folders"),
     ],
 )

@@ -85,6 +85,16 @@ def test_import_and_export_lead_back_to_the_old_fields(folders: Path, tmp_path: 
     assert (in_newer - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+def test_an_export_like_it_is_in_the_old_fields(folders: Path, tmp_path: Path) -> None:
+    nemo = import_checkpoint(folders / "before", tmp_path / "nemo")
+    out = export_checkpoint(nemo, tmp_path / "out", like=folders / "hf")
+    assert json.loads((out / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert json.loads((out / "special_tokens_map.json").read_text())["eos_token"] == "t2"
+    assert "rope_parameters" not in json.loads((out / "config.json").read_text())
+    before = open_tokenizer(str(folders / "before"))
+    assert open_tokenizer(str(out)).encode("t3 <|start|> t4") == before.encode("t3 <|start|> t4")
+
+
 def test_the_folder_itself_is_evaluated_as_it_is(folders: Path) -> None:
     """transformers 4.57 would take the published RoPE for one that it does not see."""
     expected = logits_of(folders / "before", folders / "tokens.pt")

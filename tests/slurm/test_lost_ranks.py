@@ -1,0 +1,96 @@
+"""A rank of a two-node job that dies, hangs, or goes away with its node: requeued, and the same to the last bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import Rehearsal
+from tests.end_to_end.test_faults import adapter, rows
+from tests.slurm.conftest import Login, jobs_of, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(1200)]
+STEPS, EVERY = 12, 4
+TRAINING = (
+    f"trainer.max_steps={STEPS}",
+    f"checkpoint.every_n_train_steps={EVERY}",
+    f"trainer.val_check_interval={EVERY}",
+    "trainer.num_nodes=2",
+    "trainer.devices=1",
+    "hang_minutes=0.5",
+    "cluster.retries=2",
+)
+
+
+def submitted(login: Login, rehearsal: Rehearsal, name: str) -> tuple[str, Path]:
+    """The job that fine-tunes what the rehearsal prepared, and its run."""
+    _, recipe, *arguments = rehearsal.before_finetuning(name)
+    launched = login.launch(
+        Path(recipe), *arguments, *TRAINING, "--only", "finetune", "--runs", str(rehearsal.run.parent)
+    )
+    assert launched.status == 0, launched.err
+    return jobs_of(launched)["finetune"], rehearsal.run.parent / name
+
+
+def ended(login: Login, job: str) -> str:
+    until(lambda: login.cluster.state(job) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"), 600, "the end")
+    return login.cluster.state(job)
+
+
+def processes_of(node: str, job: str) -> Iterator[psutil.Process]:
+    """What runs of a job on a node, Slurm's own processes included."""
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+        except psutil.Error:
+            continue
+        if environment.get("SLURMD_NODENAME") == node and environment.get("SLURM_JOB_ID") == job:
+            yield process
+
+
+def lose_rank(login: Login, job: str, fault: signal.Signals) -> None:
+    (rank,) = (each for each in processes_of("n2", job) if each.environ().get("RANK") == "1")
+    rank.send_signal(fault)
+
+
+def lose_node(login: Login, job: str) -> None:
+    """As at a power cut: the daemon and all that it started are gone at once. The node comes back a little later."""
+    daemon = psutil.Process(int((login.cluster.folder / "run" / "slurmd.n2.pid").read_text()))
+    steps = daemon.children(recursive=True)
+    for process in [daemon, *steps, *processes_of("n2", job)]:
+        if process.is_running():
+            process.kill()
+    until(lambda: login.cluster.state(job) != "RUNNING", 300, "the loss of the node")
+    subprocess.run(["slurmd", "-N", "n2"], env={**os.environ, **login.cluster.environment}, check=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def whole(login: Login, rehearsal: Rehearsal) -> Path:
+    """An undisturbed run."""
+    job, run = submitted(login, rehearsal, "undisturbed")
+    assert ended(login, job) == "COMPLETED"
+    return run
+
+
+@pytest.mark.parametrize("lost", ["killed", "stopped", "node"])
+def test_it_is_requeued_and_ends_the_same(lost: str, login: Login, rehearsal: Rehearsal, whole: Path) -> None:
+    job, run = submitted(login, rehearsal, f"lost-{lost}")
+    until(lambda: len(rows(run)) > EVERY + 1, 300, "steps past a checkpoint")
+    if lost == "node":
+        lose_node(login, job)
+    else:
+        lose_rank(login, job, {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}[lost])
+    until(lambda: login.cluster.state(job) != "RUNNING", 300, "the end of the job's first try")
+    login.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)  # else it waits two minutes
+    assert ended(login, job) == "COMPLETED", (run / "logs" / "finetune.log").read_text()[-3000:]
+    assert rows(run) == rows(whole)
+    assert adapter(run) == adapter(whole)
+    shown = login.command("status", run).out
+    assert "restarted 1×" in " ".join(shown.split())
+    until(lambda: not list(processes_of("n2", job)), 30, "the end of all processes")
