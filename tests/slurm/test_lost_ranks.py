@@ -55,7 +55,8 @@ def processes_of(node: str, job: str) -> Iterator[psutil.Process]:
 
 
 def lose_rank(login: Login, job: str, fault: signal.Signals) -> None:
-    (rank,) = (each for each in processes_of("n2", job) if each.environ().get("RANK") == "1")
+    # torchrun numbers its nodes in the order in which they come
+    (rank,) = (each for each in processes_of("n2", job) if "LOCAL_RANK" in each.environ())
     rank.send_signal(fault)
 
 
