@@ -119,7 +119,8 @@ def export_checkpoint(
     if is_done(out, inputs):
         return out
     total = sum(group.bytes for group in groups)
-    with resumable_folder(out, "hf-checkpoint", inputs, total) as (folder, details):
+    smaller = f"--weights {MXFP4}" if source.has_scales and not export.mxfp4 else ""
+    with resumable_folder(out, "hf-checkpoint", inputs, total, smaller) as (folder, details):
         noted = folder / f"quantization{FINISHED}"
         export.quantization.load(noted)
         count = TensorCounter("export", total, sum(len(group.jobs) for group in groups), progress)

@@ -69,7 +69,8 @@ def import_checkpoint(
     total = sum(piece.bytes for piece in pieces) + sum(group.bytes for group in scales)
     jobs = len(pieces) + sum(len(group.jobs) for group in scales)
     count = TensorCounter("import", total, jobs, progress)
-    with resumable_folder(out, f"{to}-checkpoint", inputs, total) as (folder, details):
+    smaller = "--experts mxfp4" if scales and to == "nemo" else ""
+    with resumable_folder(out, f"{to}-checkpoint", inputs, total, smaller) as (folder, details):
         hashes = _Hashes(reader.files.files)
         write_model(folder, out, to, origin, pieces, scales=scales, packed=packed, progress=count)
         details |= {"source": _source(hf), "sha256": hashes.result()}

@@ -34,7 +34,7 @@ def is_done(path: Path, inputs: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def resumable_folder(
-    path: Path, kind: str, inputs: Mapping[str, Any], size: int
+    path: Path, kind: str, inputs: Mapping[str, Any], size: int, smaller: str = ""
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A folder to write in that becomes `path` when it is whole; a killed run with the same inputs is continued.
 
@@ -43,25 +43,26 @@ def resumable_folder(
     Args:
         inputs: all that decides the content.
         size: bytes that will be written.
+        smaller: the option that makes less of them, if there is one.
     Raises:
         CheckpointError: the disk has no room for them.
     """
     details: dict[str, Any] = {}
     with artifacts.new_folder(path, continues=artifacts.fingerprint(inputs)) as folder:
-        _ensure_room(path, size - _written(folder))
+        _ensure_room(path, size - _written(folder), smaller)
         for file in list(folder.rglob("*.tmp")):  # what a kill left half-written
             file.unlink()
         yield folder, details
         artifacts.write_manifest(folder, kind, inputs, details)
 
 
-def _ensure_room(path: Path, needed: int) -> None:
+def _ensure_room(path: Path, needed: int, smaller: str) -> None:
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise CheckpointError(
             f"{path} needs {needed / 1e9:.1f} GB and {existing} has {free / 1e9:.1f} GB free: "
-            "make room or name a folder on another disk."
+            f"make room, name a folder on another disk{f', or choose {smaller}' if smaller else ''}."
         )
 
 

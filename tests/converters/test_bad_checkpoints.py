@@ -186,11 +186,13 @@ def test_a_full_disk_is_told_before_the_work(
     mxfp4_toy: Path, imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
-    for convert in (
-        lambda: import_checkpoint(mxfp4_toy, tmp_path / "out"),
-        lambda: export_checkpoint(imported, tmp_path / "out"),
+    for convert, smaller in (
+        (lambda: import_checkpoint(mxfp4_toy, tmp_path / "out"), ", or choose --experts mxfp4"),
+        (lambda: export_checkpoint(imported, tmp_path / "out"), ", or choose --weights mxfp4"),
+        (lambda: import_checkpoint(mxfp4_toy, tmp_path / "out", to="bridge"), ""),
     ):
-        with pytest.raises(CheckpointError, match=r"needs 0.0 GB and .* has 0.0 GB free: make room"):
+        told = rf"needs 0.0 GB and .* has 0.0 GB free: make room, name a folder on another disk{smaller}\.$"
+        with pytest.raises(CheckpointError, match=told):
             convert()
     assert not list(tmp_path.iterdir())
 

@@ -56,6 +56,7 @@ def test_activating_twice_changes_nothing() -> None:
     assert torch.cuda.current_device is before
 
 
+@pytest.mark.slow
 def test_inactive_where_cuda_is_present() -> None:
     code = (
         "import torch; torch.cuda.is_available = lambda: True; before = dict(vars(torch.cuda));"
@@ -66,6 +67,7 @@ def test_inactive_where_cuda_is_present() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_megatron_loads_where_a_cuda_compiler_is_but_no_gpu() -> None:
     """torch built for CUDA raises IndexError there when megatron-core 0.15.3 compiles on import."""
     code = (
