@@ -39,12 +39,11 @@ def tokenizer_texts(source: str, options: PrepareOptions) -> list[str]:
         intake = take_in(sources_of(source, options), spool, options)
         tickets = [spool[number] for number in range(min(len(spool), MOST))]
     texts = [ticket.conversation.words if ticket.conversation else ticket.text for ticket in tickets]
-    column = next(iter(intake.columns.values())).label
-    if column:
-        labels = sorted(intake.label_names)
-        prompt = routing_prompt(renderer(), fill_instruction(options.instruction, column, labels))
-        texts += [*_plain(prompt.before + prompt.after), *labels] * max(1, len(tickets) // FRAME_SHARE)
-    return texts
+    column, labels = next(iter(intake.columns.values())).label, sorted(intake.label_names)
+    # conversations have instructions of their own, in the same frame
+    instruction = fill_instruction(options.instruction, column, labels) if column else ""
+    prompt = routing_prompt(renderer(), instruction)
+    return texts + [*_plain(prompt.before + prompt.after), *labels] * max(1, len(tickets) // FRAME_SHARE)
 
 
 def _of_prepared(folder: Path) -> Iterator[str]:

@@ -61,7 +61,9 @@ def test_conversations_and_prepared_folders(table: Path, tmp_path: Path) -> None
     chats = tmp_path / "chats.jsonl"
     said = [{"role": "user", "content": "Wo ist mein Paket?"}, {"role": "assistant", "content": "Unterwegs."}]
     chats.write_text(json.dumps({"messages": said}) + "\n")
-    assert tokenizer_texts(str(chats), OPTIONS) == ["Wo ist mein Paket?\nUnterwegs."]
+    texts = tokenizer_texts(str(chats), OPTIONS)
+    assert texts[0] == "Wo ist mein Paket?\nUnterwegs."
+    assert [text for text in texts if text.startswith("You are ChatGPT")], "the frame of every prompt"
     prepare(table, tmp_path / "data", OPTIONS)
     texts = tokenizer_texts(str(tmp_path / "data"), OPTIONS)
     assert f"{WORDS[1]} Nr 1\nDie {WORDS[1]} fehlt seit 1 Tagen" in texts

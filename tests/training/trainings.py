@@ -44,7 +44,7 @@ class Job:
 
     Attributes:
         stop: after this step's callbacks were called, how the run is interrupted: as a cluster does (SIGTERM), or dead.
-        source: data that this run prepares for itself.
+        source: data that this run prepares for itself, with a model of its own.
         packed: whether this run's experts stay MXFP4, in a base that it imports for itself.
         after: stages that run after fine-tuning.
         damage: what happened to the last checkpoint before this start.
@@ -107,8 +107,9 @@ def run_listed(listed: Path) -> None:
         for part in SHARED:
             if not (run.path / part).exists():
                 shutil.copytree(shared.path / part, run.path / part)
-        own = ["prepare"] if job["source"] else []
-        for stage in [*own, "import"] if job["packed"] else own:
+        # the toy's tokenizer learns its words from the tickets, so other tickets make another model
+        own = ["model", "prepare", "import"] if job["source"] else ["import"] if job["packed"] else []
+        for stage in own:
             assert _forked([partial(_stage, run, stage)], folder / f"{number}.out") == 0
         # a run that is started again is one that ended, if it did, before that was recorded
         (run.path / "stages" / "finetune.json").unlink(missing_ok=True)
