@@ -33,6 +33,8 @@ SMALL = (
     "data.micro_batch_size=2",
     "data.global_batch_size=4",
     "trainer.log_every_n_steps=1",
+    "optim.config.lr=4e-3",
+    "optim.lr_scheduler.min_lr=4e-4",
     "trainer.devices=1",
     "trainer.strategy.expert_model_parallel_size=1",
 )
