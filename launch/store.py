@@ -51,9 +51,11 @@ def next_id(title: str) -> str:
     return f"{title}_{max(taken, default=0) + 1}"
 
 
-def last_launch(run: str | Path) -> Launch | None:
+def last_launch(run: str | Path, stage: str | None = None) -> Launch | None:
     """The newest launch of a run: of the run folder where a path is given, else of that name.
 
+    Args:
+        stage: one that the launch ran; any by default.
     Raises:
         LaunchError: the store's entry cannot be read.
     """
@@ -62,7 +64,7 @@ def last_launch(run: str | Path) -> Launch | None:
     wanted = path.resolve() if "/" in str(run) or path.is_dir() else None
     for folder in sorted((home() / title).glob(f"{title}_*"), key=_number, reverse=True):
         launch = opened(folder)
-        if launch is not None and wanted in (None, launch.run):
+        if launch is not None and wanted in (None, launch.run) and (stage is None or stage in launch.jobs):
             return launch
     return None
 

@@ -88,8 +88,10 @@ def logs(
         run_status.find_run(run, launch)
         raise LaunchError(f"{run} was never launched from here: there is no log.")
     chosen = stage or _current_stage(run, launch)
-    if chosen not in launch.jobs:
-        raise LaunchError(f"the last launch of {run} had no stage {chosen}: it had {', '.join(launch.jobs)}.")
+    of_stage = store.last_launch(run, chosen)  # what was current at the last launch ran at one before
+    if of_stage is None:
+        raise LaunchError(f"no launch of {run} ran a stage {chosen}: the last had {', '.join(launch.jobs)}.")
+    launch = of_stage
     printed = 0
     while True:
         active = {row.stage: row.active for row in run_status.of_run(run)}.get(chosen, False)

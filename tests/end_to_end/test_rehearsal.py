@@ -75,6 +75,10 @@ def test_a_lost_export_is_made_again_and_nothing_else(rehearsal: Rehearsal) -> N
     assert again.status == 0, again.err
     assert again.out.count("current, skipped") == len(STAGES) - 1
     assert shard.read_bytes() == before
+    # what was current then has printed at the launch before
+    assert "step 12/12" in nemo_run("logs", rehearsal.run, "finetune", cwd=rehearsal.cwd).out
+    wrong = nemo_run("logs", rehearsal.run, "finetuning", cwd=rehearsal.cwd)
+    assert "ran a stage finetuning: the last had export." in wrong.err
 
 
 def test_exported_weights_are_finite(rehearsal: Rehearsal) -> None:
