@@ -32,6 +32,15 @@ def test_a_training_reaches_its_end(trainings: dict[str, Any], name: str) -> Non
     assert any(name.endswith("-last") for name in found["checkpoints"])
 
 
+def nearly(losses: list[list[float]]) -> list[Any]:
+    """Losses of bf16 steps whose sums have another order.
+
+    That can turn a near-tie of the router, and a token gets another expert: the first two steps agree to 1e-4,
+    later ones moved by 2e-4 to 7e-4 with one vocabulary or another, their gradients by less than 1 %.
+    """
+    return [pytest.approx(row, rel=2e-4 if step < 2 else 1e-3) for step, row in enumerate(losses)]
+
+
 @pytest.mark.parametrize("name", ["tensor", "pipeline", "expert"])
 def test_two_processes_train_as_one(trainings: dict[str, Any], name: str) -> None:
     """In bf16 sums of another order differ by its rounding; the loss and the norm tell a dropped gradient from that.
@@ -40,7 +49,7 @@ def test_two_processes_train_as_one(trainings: dict[str, Any], name: str) -> Non
     stage but the first could train, since NeMo gives the others no tokens to count.
     """
     alone, found = trainings["lora"], trainings[name]
-    assert figures(found, "loss") == [pytest.approx(row, rel=2e-4) for row in figures(alone, "loss")]
+    assert figures(found, "loss") == nearly(figures(alone, "loss"))
     assert figures(found, "grad_norm") == [pytest.approx(row, rel=5e-3) for row in figures(alone, "grad_norm")]
     if name != "expert":  # which has two data-parallel ranks, each with its own padding
         assert figures(found, "tokens") == figures(alone, "tokens")
@@ -50,13 +59,10 @@ def test_two_processes_train_as_one(trainings: dict[str, Any], name: str) -> Non
 def test_experts_that_stay_mxfp4_train_the_same(trainings: dict[str, Any], name: str, plain: str) -> None:
     """Beside Transformer Engine's other modules; its own experts add their products up in another order, in bf16.
 
-    That can turn a near-tie of the router, and a token gets another expert: with these tickets the fourth loss moves
-    by 7e-4 and its gradient by 0.8 %, the first three by 1e-4. tests/modeling compares the experts
-    themselves, bit for bit.
+    tests/modeling compares the experts themselves, bit for bit.
     """
     found, expected = trainings[name], trainings[plain]
-    assert figures(found, "loss")[:3] == [pytest.approx(row, rel=2e-4) for row in figures(expected, "loss")[:3]]
-    assert figures(found, "loss")[3:] == [pytest.approx(row, rel=1e-3) for row in figures(expected, "loss")[3:]]
+    assert figures(found, "loss") == nearly(figures(expected, "loss"))
     assert figures(found, "grad_norm") == [pytest.approx(row, rel=1e-2) for row in figures(expected, "grad_norm")]
     assert figures(found, "tokens") == figures(expected, "tokens")
 
