@@ -5,7 +5,7 @@ FOR    ?= 3.12
 BIN    := $(VENV)/bin
 TWO    := -n 2  # processes, each of whole folders: see tests/conftest.py
 
-.PHONY: install demo test test-fast gpu-path-env test-gpu-path serving-env bridge-env foreign-env site docs \
+.PHONY: install demo test test-fast gpu-path-env test-gpu-path serving-env llama-env bridge-env foreign-env site docs \
   lint types lock bundle clean
 
 install: $(VENV)/.installed  ## the package, NeMo and the tools, at the versions of constraints.txt

@@ -22,14 +22,7 @@ from converters.megatron_source import Source
 from converters.model_card import card_text
 from converters.nemo_folder import checkpoint_identity
 from converters.openai_layout import QUANTIZATION
-from converters.output_folder import (
-    GENERATION,
-    LICENSES,
-    copy_files,
-    copy_tokenizer,
-    is_done,
-    resumable_folder,
-)
+from converters.output_folder import GENERATION, LICENSES, copy_files, copy_tokenizer, is_done, resumable_folder
 from converters.storage.safetensors_files import Group, Slab, TensorSpec, write_sharded
 from converters.storage.transposition import transpose
 from modeling.mxfp4 import BLOCK, dequantize, quantize, requantize

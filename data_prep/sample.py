@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import random
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-
-from data_prep.harmony import SPECIAL_TOKENS, renderer, routing_prompt
-from data_prep.options import DEFAULT_INSTRUCTION
-from data_prep.rendering import fill_instruction
 
 SHARES = {
     "Technical Support": 24,
@@ -30,7 +25,6 @@ COLUMNS = ("subject", "body", "answer", "type", "queue", "priority", "language",
 LANGUAGES = {"en": 40, "de": 30, "es": 10, "fr": 10, "pt": 10}
 PRODUCTS = ("CloudDesk", "Notewell", "PixelPad 3", "RouterOne", "LedgerBox", "StreamCam", "DataHive", "SmartHub")
 DAYS = ("1 March", "12.04.", "03/05", "2024-06-17", "9.7.", "21/08", "30 September", "5.11.")
-FRAME_WEIGHT = 100  # often enough that the words of every prompt become tokens of their own
 NAMES = ("Alma", "Bruno", "Chiara", "Davi", "Elif", "Fatou", "Goran", "Hanna", "Ines", "Jakub", "Keiko", "Luca")
 CONTEXT, NO_SUBJECT, LITERAL_BREAKS, WRONG_LABEL = 0.6, 0.07, 0.3, 0.01
 DUPLICATES, ALTERED = 0.03, 0.5  # rows that repeat another one, and how many of them with a word more
@@ -43,15 +37,6 @@ def sample_tickets(count: int = 2000, seed: int = 0) -> list[dict[str, str]]:
     rows += [_again(draw.choice(rows), draw) for _ in range(count - len(rows))]
     draw.shuffle(rows)
     return rows
-
-
-@cache
-def sample_texts() -> list[str]:
-    """Training texts of the rehearsal's tokenizer: every sample ticket, and the words of the prompt around it."""
-    tickets = [f"{row['subject']}\n{row['body']}".replace("\\n", "\n") for row in sample_tickets()]
-    frame = routing_prompt(renderer(), fill_instruction(DEFAULT_INSTRUCTION, "queue", sorted(SHARES)))
-    around = re.split("|".join(map(re.escape, SPECIAL_TOKENS)), frame.before + frame.after)
-    return tickets + [text for text in [*around, *SHARES] if text] * FRAME_WEIGHT
 
 
 def _again(row: dict[str, str], draw: random.Random) -> dict[str, str]:

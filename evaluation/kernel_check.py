@@ -30,7 +30,7 @@ from converters.nemo_folder import WEIGHTS
 from converters.storage.checked_folder import ensure_safe
 from converters.toy_checkpoint import write_toy_checkpoint
 from data_prep.harmony import CHAT_TEMPLATE, SPECIAL_TOKENS
-from data_prep.sample import sample_texts
+from data_prep.tokenizer_corpus import sample_texts
 from data_prep.toy_tokenizer import train_tokenizer
 from evaluation.jobs import KernelJob, KernelReport
 from modeling.attention import attention_backend, this_machine

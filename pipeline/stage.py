@@ -82,8 +82,12 @@ def _toy(run: RunFolder) -> dict[str, Any]:
     toy, source = run.recipe.model.toy, run.recipe.data.source
     if toy is None:
         return {}
-    words = {"data": _source(source), "prepare": run.tree["data"].get("prepare")} if source != "sample" else {}
-    return {"toy": to_tree(toy), **words}
+    return {"toy": to_tree(toy), **(_tickets(run) if source != "sample" else {})}
+
+
+def _tickets(run: RunFolder) -> dict[str, Any]:
+    """The tickets, and how they are read."""
+    return {"data": _source(run.recipe.data.source), "prepare": run.tree["data"].get("prepare")}
 
 
 def _tokenizer(run: RunFolder) -> dict[str, Any]:
@@ -110,8 +114,7 @@ STAGES: tuple[Stage, ...] = (
         output=lambda run: run.data,
         settings=lambda run: (
             {
-                "data": _source(run.recipe.data.source),
-                "prepare": run.tree["data"].get("prepare"),
+                **_tickets(run),
                 "seq_length": run.recipe.data.seq_length,
                 "packed": run.recipe.data.packed,
                 **({"loss": run.recipe.data.loss} if run.recipe.data.loss else {}),

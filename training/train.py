@@ -86,8 +86,8 @@ class Training:
         Raises:
             CheckpointError: a checkpoint that NeMo would load could run code, or is damaged.
         """
-        name = by_rank_zero(f"{self.title}: resumed", self._resumed)
-        resumed = self.out / "checkpoints" / name if name else None
+        path = by_rank_zero(f"{self.title}: resumed", self._resumed)
+        resumed = Path(path) if path else None
         if resumed and self._is_finished(resumed):
             return
         for checkpoint in {self.start, *(loaded_with(resumed) if resumed else ())}:
@@ -112,12 +112,12 @@ class Training:
             keep_best_and_last(self.out, checkpoints.save_top_k)
 
     def _resumed(self) -> str | None:
-        """Name of the checkpoint that this training goes on from; damaged ones that are newer are set aside."""
+        """Path of the checkpoint that this training goes on from; damaged ones that are newer are set aside."""
         resumed, damaged = newest_whole(self.out)
         for path, damage in damaged.items():
             before = resumed.name if resumed else self.start
             say(f"{self.title}: {damage}; it lies in {set_aside(path)} now, {before} is used")
-        return resumed.name if resumed else None
+        return str(resumed) if resumed else None
 
     def _is_finished(self, resumed: Path) -> bool:
         """Whether an interrupted run had reached its last step, or stopped early: nothing is left to train.

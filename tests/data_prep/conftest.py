@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_prep.harmony import CHAT_TEMPLATE, SPECIAL_TOKENS
-from data_prep.sample import sample_texts
+from data_prep.tokenizer_corpus import sample_texts
 from data_prep.toy_tokenizer import train_tokenizer
 
 

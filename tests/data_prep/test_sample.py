@@ -1,6 +1,7 @@
 from collections import Counter
 
-from data_prep.sample import COLUMNS, LANGUAGES, SHARES, sample_texts, sample_tickets
+from data_prep.sample import COLUMNS, LANGUAGES, SHARES, sample_tickets
+from data_prep.tokenizer_corpus import sample_texts
 
 
 def test_the_seed_decides():

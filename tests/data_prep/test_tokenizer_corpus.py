@@ -11,8 +11,7 @@ import pytest
 from data_prep.harmony import CHAT_TEMPLATE, SPECIAL_TOKENS
 from data_prep.options import PrepareOptions
 from data_prep.preparation import prepare
-from data_prep.sample import sample_texts
-from data_prep.tokenizer_corpus import tokenizer_texts
+from data_prep.tokenizer_corpus import sample_texts, tokenizer_texts
 from data_prep.toy_tokenizer import train_tokenizer
 
 WORDS = "Rechnungsnummer", "Verbindungsabbruch", "Zahlungsaufforderung", "Drucker"

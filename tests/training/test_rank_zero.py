@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY, run_to_its_end
+from tests.serving.real_vllm import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 PROCESS = """
@@ -48,10 +48,7 @@ def test_rank_zero_looks_and_all_know(tmp_path: Path, early: int, agent: bool) -
     if agent:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *arguments]
     else:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
         start = "RANK={} {} {} & "
         both = "".join(start.format(rank, sys.executable, " ".join(map(repr, arguments))) for rank in (0, 1))
         command = ["bash", "-c", f"{both} wait -n && wait -n"]
