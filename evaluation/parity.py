@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +20,21 @@ KEPT = 64
 vocabulary."""
 
 
+@dataclass(frozen=True)
+class Parity:
+    """How an export's logits agree with those of the model in training.
+
+    Attributes:
+        largest: absolute difference of two logits; infinite where one is no number.
+        positions: that were compared.
+        likeliest: positions at which both hold the same token for the likeliest.
+    """
+
+    largest: float
+    positions: int
+    likeliest: int
+
+
 def kept_positions(tokens: torch.Tensor) -> torch.Tensor:
     """(B, K) of prompts (B, S): at most `KEPT` positions of each, evenly from the first to the last."""
     count, length = tokens.shape
@@ -31,8 +47,8 @@ def save_logits(file: Path, tokens: torch.Tensor, positions: torch.Tensor, logit
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
 
-def largest_difference(hf_folder: Path, file: Path, progress: Progress = quiet) -> float:
-    """Largest absolute difference between the kept logits and transformers' on the exported folder; NaN is infinite.
+def parity_of(hf_folder: Path, file: Path, progress: Progress = quiet) -> Parity:
+    """Compare the kept logits with those of transformers on the exported folder.
 
     One layer of the export is in memory at a time.
 
@@ -50,4 +66,6 @@ def largest_difference(hf_folder: Path, file: Path, progress: Progress = quiet) 
         theirs, ours = exported.shape[-1], kept["logits"].shape[-1]
         raise CheckpointError(f"{hf_folder} has a vocabulary of {theirs}, {file} of {ours}: export this run's model.")
     difference = float((exported - kept["logits"]).abs().max())
-    return math.inf if math.isnan(difference) else difference  # no threshold is smaller than NaN
+    same = exported.argmax(-1) == kept["logits"].argmax(-1)
+    # NaN is made infinite: no threshold is smaller than NaN
+    return Parity(math.inf if math.isnan(difference) else difference, same.numel(), int(same.sum()))

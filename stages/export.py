@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from common.values import size_of
 from converters.export_hf import export_checkpoint
-from evaluation.parity import largest_difference
+from evaluation.parity import parity_of
 from pipeline.checkpoints import exported_parts
 from pipeline.run_folder import RunFolder
 from pipeline.stage import Details
@@ -27,7 +27,9 @@ def export_model(run: RunFolder) -> Details:
     made, logits = f"safetensors, {size_of(run.exported)}", run.evaluation / "logits.safetensors"
     if not logits.is_file():
         return Details(f"{made}; not compared with the model in training, which was not evaluated")
-    difference = largest_difference(run.exported, logits)
+    parity = parity_of(run.exported, logits)
     return Details(
-        f"{made}; largest logit difference to training {difference:.1e}", largest_logit_difference=difference
+        f"{made}; largest logit difference to training {parity.largest:.1e}, "
+        f"same likeliest token at {parity.likeliest} of {parity.positions} positions",
+        largest_logit_difference=parity.largest,
     )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +69,21 @@ def run_to_its_end(command: list[str], *, timeout: int, **settings: Any) -> Ran:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     return Ran(process.returncode, out, err)
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as tried:
+        tried.bind(("127.0.0.1", 0))
+        return tried.getsockname()[1]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str = "what was waited for") -> None:
+    """Wait for something that another process does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not happen within {seconds:.0f} s"
+        time.sleep(0.2)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import REPOSITORY, Rehearsal, nemo_run
+from tests.conftest import REPOSITORY, Rehearsal, nemo_run, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +50,7 @@ def test_a_rank_that_dies_or_hangs(fault: signal.Signals, rehearsal: Rehearsal, 
         text=True,
     )
     try:
-        until(lambda: len(rows(run)) > EVERY + 1, 300)
+        wait_until(lambda: len(rows(run)) > EVERY + 1, 300)
         os.kill(rank_of(run, 1), fault)
         out, _ = launcher.communicate(timeout=400)
     finally:
@@ -63,7 +62,7 @@ def test_a_rank_that_dies_or_hangs(fault: signal.Signals, rehearsal: Rehearsal, 
     assert adapter(run) == adapter(whole)
     status = nemo_run("status", run, cwd=rehearsal.cwd)
     assert "restarted 1×" in " ".join(status.out.split())
-    until(lambda: not ranks(run), 10)
+    wait_until(lambda: not ranks(run), 10)
 
 
 def test_what_a_stage_says_itself_is_not_tried_again(rehearsal: Rehearsal) -> None:
@@ -101,10 +100,3 @@ def ranks(run: Path) -> dict[int, int]:
 
 def rank_of(run: Path, rank: int) -> int:
     return ranks(run)[rank]
-
-
-def until(condition, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened in time"
-        time.sleep(0.2)

@@ -8,13 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import REPOSITORY, Rehearsal, nemo_run
+from tests.conftest import REPOSITORY, Rehearsal, nemo_run, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -40,11 +39,11 @@ def test_killed_while_it_trains(rehearsal: Rehearsal, arguments: tuple[str, ...]
         command, cwd=rehearsal.cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        wait_until(lambda: last_step(run) >= EVERY + 2, timeout=300)
+        wait_until(lambda: last_step(run) >= EVERY + 2, seconds=300)
     finally:
         os.kill(launcher.pid, signal.SIGKILL)
         launcher.wait(timeout=30)
-    wait_until(lambda: not processes_of(run), timeout=30)
+    wait_until(lambda: not processes_of(run), seconds=30)
     killed_at = last_step(run)
     assert EVERY < killed_at < STEPS
 
@@ -105,10 +104,3 @@ def processes_of(run: Path) -> list[str]:
         if str(run) in line and process.pid != os.getpid():
             found.append(line)
     return found
-
-
-def wait_until(condition, timeout: float) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "nothing happened in time"
-        time.sleep(0.2)

@@ -15,8 +15,8 @@ import pytest
 
 from pipeline.history import read_history
 from pipeline.sweep_folder import runs_of_sweep
-from tests.conftest import REPOSITORY, nemo_run
-from tests.end_to_end.test_interruption import processes_of, wait_until
+from tests.conftest import REPOSITORY, nemo_run, wait_until
+from tests.end_to_end.test_interruption import processes_of
 
 pytestmark = pytest.mark.slow
 
@@ -57,11 +57,11 @@ def test_six_runs_killed_in_the_middle_finished_and_compared(tmp_path: Path) -> 
     )
     third = folder / NAMES[2] / "finetune"
     try:
-        wait_until(lambda: bool(read_history(third)) or launcher.poll() is not None, timeout=500)
+        wait_until(lambda: bool(read_history(third)) or launcher.poll() is not None, seconds=500)
     finally:
         os.kill(launcher.pid, signal.SIGKILL)
         launcher.wait(timeout=30)
-    wait_until(lambda: not processes_of(folder), timeout=30)
+    wait_until(lambda: not processes_of(folder), seconds=30)
     done = {path: path.stat().st_mtime_ns for name in NAMES[:2] for path in (folder / name / "stages").iterdir()}
     assert {path.stem for path in done} == {*SHARED, "finetune", "evaluate"}
     shown = nemo_run("status", "runs/six", cwd=tmp_path)

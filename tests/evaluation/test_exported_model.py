@@ -18,7 +18,7 @@ from converters.toy_checkpoint import write_toy_checkpoint
 from data_prep.harmony import CHAT_TEMPLATE, SPECIAL_TOKENS
 from data_prep.toy_tokenizer import train_tokenizer
 from evaluation import transformers_layers
-from evaluation.parity import largest_difference, save_logits
+from evaluation.parity import parity_of, save_logits
 from evaluation.transformers_model import load
 from tests.shapes import lopsided
 
@@ -69,29 +69,34 @@ def test_padding_on_the_right_changes_nothing_before_it(plain: Path) -> None:
     torch.testing.assert_close(logits(padded)[:, :21], logits(TOKENS), atol=2e-4, rtol=0)
 
 
-def test_largest_difference_is_the_one_put_in(plain: Path, tmp_path: Path) -> None:
+def test_parity_is_the_difference_put_in(plain: Path, tmp_path: Path) -> None:
     kept = load(plain)[0](TOKENS)
     save_logits(tmp_path / "same.safetensors", TOKENS, POSITIONS, kept)
-    assert largest_difference(plain, tmp_path / "same.safetensors") < 1e-5
+    same = parity_of(plain, tmp_path / "same.safetensors")
+    assert same.largest < 1e-5
+    assert (same.positions, same.likeliest) == (42, 42)
     kept[0, 3, 5] += 0.1
     kept[1, 20, 279] -= 0.25
     save_logits(tmp_path / "changed.safetensors", TOKENS, POSITIONS, kept)
-    assert largest_difference(plain, tmp_path / "changed.safetensors") == pytest.approx(0.25, abs=1e-5)
+    assert parity_of(plain, tmp_path / "changed.safetensors").largest == pytest.approx(0.25, abs=1e-5)
+    kept[1, 7, kept[1, 7].argmin()] = kept[1, 7].max() + 0.01
+    save_logits(tmp_path / "changed.safetensors", TOKENS, POSITIONS, kept)
+    assert parity_of(plain, tmp_path / "changed.safetensors").likeliest == 41
     kept[0, 0, 0] = math.nan
     save_logits(tmp_path / "nan.safetensors", TOKENS, POSITIONS, kept)
-    assert largest_difference(plain, tmp_path / "nan.safetensors") == math.inf
+    assert parity_of(plain, tmp_path / "nan.safetensors").largest == math.inf
 
 
 def test_kept_logits_that_cannot_be_compared(plain: Path, tmp_path: Path) -> None:
     file = tmp_path / "logits.safetensors"
     with pytest.raises(CheckpointError, match="is missing: run the evaluate stage"):
-        largest_difference(plain, file)
+        parity_of(plain, file)
     file.write_bytes(b"not safetensors")
     with pytest.raises(CheckpointError, match="is damaged"):
-        largest_difference(plain, file)
+        parity_of(plain, file)
     save_logits(file, TOKENS, POSITIONS, torch.zeros(2, 21, 288))
     with pytest.raises(CheckpointError, match=r"has a vocabulary of 280, .* of 288"):
-        largest_difference(plain, file)
+        parity_of(plain, file)
 
 
 @pytest.mark.parametrize("weights", ["bf16", "mxfp4"])

@@ -10,12 +10,13 @@ import faulthandler
 import importlib
 import json
 import os
-import socket
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+from tests.conftest import free_port
 
 
 def main() -> None:
@@ -36,9 +37,7 @@ def main() -> None:
 def _in_processes(name: str, folder: Path) -> int:
     module: Any = importlib.import_module(f"tests.gpu_path.checks.{name}")
     ranks = getattr(module, "RANKS", 1)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     children = []
     for rank in range(ranks):
         child = os.fork()

@@ -24,7 +24,7 @@ from launch.cli import app
 from modeling.hf_config import find_config
 from planning.serving_memory import RESERVE, TICKETS, cache_bytes, plan_serving
 from serving.vllm_arguments import arguments, ensure_cpu_serves, servable
-from tests.conftest import REPOSITORY, nemo_run
+from tests.conftest import REPOSITORY, free_port, nemo_run
 
 SIZES = {
     "num_hidden_layers": 2, "num_local_experts": 4, "hidden_size": 64, "intermediate_size": 96, "head_dim": 32,
@@ -201,9 +201,7 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("what", [signal.SIGINT, signal.SIGTERM])
 def test_it_waits_speaks_and_ends_with_all_its_processes(export: Path, fake: Path, what: signal.Signals) -> None:
-    with socket.socket() as tried:
-        tried.bind(("127.0.0.1", 0))
-        port = tried.getsockname()[1]
+    port = free_port()
     process = serving(export, fake, "--port", str(port))
     assert process.stdout is not None
     process.stdout.readline()

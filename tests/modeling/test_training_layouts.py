@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 
 from modeling import inference
 from modeling.inference import Layout
-from tests.conftest import run_to_its_end
+from tests.conftest import free_port, run_to_its_end
 from tests.modeling.test_expert_lora import CONFIG, LAYERS, LENGTH, ROOT, lora, randomize
 
 pytestmark = pytest.mark.slow
@@ -30,9 +29,7 @@ Results = dict[str, dict[str, Any]]
 
 def run(layouts: list[Layout], processes: int, folder: Path, load: Path | None = None) -> list[Results]:
     """Train at each layout, one after the other, in the same processes: NeMo takes its time to import; see `worker`."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     sizes = [[layout.tensor, layout.expert, layout.pipeline] for layout in layouts]
     arguments = [str(folder), json.dumps(sizes), str(load or "")]
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]

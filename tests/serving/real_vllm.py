@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,12 +24,6 @@ def require_vllm() -> Path:
     if not VLLM.is_file():
         pytest.skip("vLLM is not there: make serving-env installs it (2 GB)")
     return VLLM
-
-
-def free_port() -> int:
-    with socket.socket() as tried:
-        tried.bind(("127.0.0.1", 0))
-        return tried.getsockname()[1]
 
 
 class Served:

@@ -24,10 +24,9 @@ import torch
 from benchmarks.gpt_oss_tokenizer import write_gpt_oss_tokenizer
 from converters.toy_checkpoint import write_toy_checkpoint
 from evaluation.transformers_model import load
-from tests.conftest import REPOSITORY, nemo_run
+from tests.conftest import REPOSITORY, free_port, nemo_run
 from tests.real_tickets import real_vocabulary
 from tests.serving.harmony_data import LABELS, PROMPT, write_labels
-from tests.serving.real_vllm import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 LLAMA = REPOSITORY / ".llama-cpp"

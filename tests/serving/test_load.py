@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, free_port
 from tests.evaluation.conftest import LABELS
 from tests.serving import fast_server
-from tests.serving.real_vllm import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 MIB = 2**10  # of ru_maxrss, which Linux counts in KiB

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from benchmarks.gpt_oss_tokenizer import write_gpt_oss_tokenizer
 from converters.toy_checkpoint import write_toy_checkpoint
 from data_prep.harmony import RETURN, chat_instruction
-from tests.conftest import nemo_run
+from tests.conftest import free_port, nemo_run
 from tests.real_tickets import real_vocabulary
 from tests.serving.harmony_data import LABELS, PROMPT, write_labels
-from tests.serving.real_vllm import Served, free_port, require_vllm
+from tests.serving.real_vllm import Served, require_vllm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SIZES = {

@@ -23,8 +23,8 @@ from evaluation.scoring import decode_labels
 from evaluation.served_model import decode_by
 from evaluation.transformers_model import load
 from serving.endpoint import Endpoint
-from tests.conftest import REPOSITORY, nemo_run
-from tests.serving.real_vllm import Served, free_port, require_vllm
+from tests.conftest import REPOSITORY, free_port, nemo_run
+from tests.serving.real_vllm import Served, require_vllm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 PORT = free_port()

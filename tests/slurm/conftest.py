@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +60,3 @@ def login(cluster: slurm.Cluster, tmp_path_factory: pytest.TempPathFactory) -> I
 def jobs_of(ran: Ran) -> dict[str, str]:
     """Job ids by stage, as a launch printed them."""
     return dict(re.findall(r"^(\w+): job (\d+)$", ran.out, re.M))
-
-
-def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait for something that a job does."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not happen within {seconds:.0f} s"
-        time.sleep(0.5)

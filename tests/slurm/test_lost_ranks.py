@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import Rehearsal
+from tests.conftest import Rehearsal, wait_until
 from tests.end_to_end.test_faults import adapter, rows
-from tests.slurm.conftest import Login, jobs_of, until
+from tests.slurm.conftest import Login, jobs_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(1200)]
 STEPS, EVERY = 8, 4
@@ -40,7 +40,9 @@ def submitted(login: Login, rehearsal: Rehearsal, name: str) -> tuple[str, Path]
 
 
 def ended(login: Login, job: str) -> str:
-    until(lambda: login.cluster.state(job) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"), 600, "the end")
+    wait_until(
+        lambda: login.cluster.state(job) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"), 600, "the end"
+    )
     return login.cluster.state(job)
 
 
@@ -68,7 +70,7 @@ def lose_node(login: Login, job: str) -> None:
     for process in [daemon, *steps, *processes_of("n2", job)]:
         if process.is_running():
             process.kill()
-    until(lambda: login.cluster.state(job) != "RUNNING", 300, "the loss of the node")
+    wait_until(lambda: login.cluster.state(job) != "RUNNING", 300, "the loss of the node")
     subprocess.run(["slurmd", "-N", "n2"], env={**os.environ, **login.cluster.environment}, check=True, timeout=60)
 
 
@@ -83,12 +85,12 @@ def whole(login: Login, rehearsal: Rehearsal) -> Path:
 @pytest.mark.parametrize("lost", ["stopped", "node"])
 def test_it_is_requeued_and_ends_the_same(lost: str, login: Login, rehearsal: Rehearsal, whole: Path) -> None:
     job, run = submitted(login, rehearsal, f"lost-{lost}")
-    until(lambda: len(rows(run)) > EVERY + 1, 300, "steps past a checkpoint")
+    wait_until(lambda: len(rows(run)) > EVERY + 1, 300, "steps past a checkpoint")
     if lost == "node":
         lose_node(login, job)
     else:
         stop_rank(login, job)
-    until(lambda: login.cluster.state(job) != "RUNNING", 300, "the end of the job's first try")
+    wait_until(lambda: login.cluster.state(job) != "RUNNING", 300, "the end of the job's first try")
     login.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)  # else it waits two minutes
     assert ended(login, job) == "COMPLETED", (run / "logs" / "finetune.log").read_text()[-3000:]
     assert rows(run) == rows(whole)
@@ -96,4 +98,4 @@ def test_it_is_requeued_and_ends_the_same(lost: str, login: Login, rehearsal: Re
     shown = login.command("status", run).out
     # a busy machine may need longer than `hang_minutes` to begin once more
     assert re.search(r"restarted [12]×", " ".join(shown.split())), shown
-    until(lambda: not list(processes_of("n2", job)), 30, "the end of all processes")
+    wait_until(lambda: not list(processes_of("n2", job)), 30, "the end of all processes")

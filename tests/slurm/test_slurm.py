@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, Ran
-from tests.slurm.conftest import Login, jobs_of, until
+from tests.conftest import REPOSITORY, Ran, wait_until
+from tests.slurm.conftest import Login, jobs_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(1800)]
 
@@ -48,9 +48,9 @@ def test_two_nodes_cancelled_requeued_and_finished(login: Login) -> None:
     again = login.launch(TINY, *SHORT)
     assert again.status == 1
     assert "wait for it, or nemo-run cancel" in again.err
-    until(lambda: len(steps(run / "pretrain" / "history.jsonl")) >= 2, 600, "two steps of pretraining")
+    wait_until(lambda: len(steps(run / "pretrain" / "history.jsonl")) >= 2, 600, "two steps of pretraining")
     login.cluster.run("scancel", jobs["pretrain"])
-    until(lambda: login.cluster.state(jobs["export"]) == "CANCELLED", 120, "the last stage's cancellation")
+    wait_until(lambda: login.cluster.state(jobs["export"]) == "CANCELLED", 120, "the last stage's cancellation")
     told = login.command("status", "runs/short")
     assert [line.split()[:2] for line in told.out.splitlines()[1:5]] == [
         ["model", "done"],
@@ -64,12 +64,12 @@ def test_two_nodes_cancelled_requeued_and_finished(login: Login) -> None:
     assert launched.status == 0, launched.err
     jobs = jobs_of(launched)
     assert list(jobs) == ["pretrain", "finetune", "evaluate", "export"]
-    until(lambda: len(steps(run / "finetune" / "history.jsonl")) >= 3, 900, "three steps of fine-tuning")
+    wait_until(lambda: len(steps(run / "finetune" / "history.jsonl")) >= 3, 900, "three steps of fine-tuning")
     login.cluster.run("scontrol", "requeue", jobs["finetune"])
-    until(lambda: login.cluster.state(jobs["finetune"]) == "PENDING", 120, "the requeue")
+    wait_until(lambda: login.cluster.state(jobs["finetune"]) == "PENDING", 120, "the requeue")
     assert "its checkpoint is saved" in (run / "logs" / "finetune.log").read_text()
     login.cluster.run("scontrol", "update", f"JobId={jobs['finetune']}", "StartTime=now")
-    until(lambda: login.cluster.state(jobs["export"]) not in ("PENDING", "RUNNING"), 1200, "the last stage's end")
+    wait_until(lambda: login.cluster.state(jobs["export"]) not in ("PENDING", "RUNNING"), 1200, "the last stage's end")
     assert {stage: login.cluster.state(job) for stage, job in jobs.items()} == dict.fromkeys(jobs, "COMPLETED")
     printed = login.command("logs", "runs/short", "finetune").out
     resumed = int(printed.partition("resumed at step ")[2].split()[0])
@@ -106,7 +106,7 @@ def test_cancel_stops_what_waits(login: Login) -> None:
     assert len(jobs) == 3
     told = login.command("cancel", "runs/waiting")
     assert told.out.count("cancelled") == 3
-    until(lambda: {login.cluster.state(job) for job in jobs.values()} == {"CANCELLED"}, 30, "the cancellation")
+    wait_until(lambda: {login.cluster.state(job) for job in jobs.values()} == {"CANCELLED"}, 30, "the cancellation")
 
 
 def test_exported_scripts_run_without_nemo_run(login: Login) -> None:
@@ -120,7 +120,9 @@ def test_exported_scripts_run_without_nemo_run(login: Login) -> None:
     assert done.returncode == 0, done.stderr
     jobs = dict(line.split(": job ") for line in done.stdout.splitlines())
     assert list(jobs) == ["model", "prepare", "import"]
-    until(lambda: all(login.cluster.state(job) == "COMPLETED" for job in jobs.values()), 300, "the end of all jobs")
+    wait_until(
+        lambda: all(login.cluster.state(job) == "COMPLETED" for job in jobs.values()), 300, "the end of all jobs"
+    )
     assert (login.cwd / "runs" / "plain" / "stages" / "import.json").is_file()
 
 
@@ -177,11 +179,11 @@ def test_a_sweep_side_by_side_cancelled_finished_and_compared(login: Login) -> N
     jobs = handed_in(login.launch(TINY, *sweep))
     names = list(jobs)
     assert [len(each) for each in jobs.values()] == [6, 2, 2, 2, 2, 2]
-    until(lambda: len(finished()) >= 2, 900, "the end of two runs")
+    wait_until(lambda: len(finished()) >= 2, 900, "the end of two runs")
     cancelled = login.command("cancel", "runs/six")
     assert cancelled.status == 0, cancelled.err
     assert "cancelled" in cancelled.out
-    until(lambda: login.cluster.run("squeue", "-h") == "", 120, "the cancellation")
+    wait_until(lambda: login.cluster.run("squeue", "-h") == "", 120, "the cancellation")
     missing = [name for name in names if name not in finished()]
     assert 1 <= len(missing) <= 4
 

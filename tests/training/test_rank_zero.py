@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, run_to_its_end
-from tests.serving.real_vllm import free_port
+from tests.conftest import REPOSITORY, free_port, run_to_its_end
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 PROCESS = """

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.conftest import REPOSITORY, run_to_its_end
+from tests.conftest import REPOSITORY, free_port, run_to_its_end
 
 RECIPE = REPOSITORY / "recipes" / "gpt_oss_tiny_lora.py"
 SHARED = ("model", "data", "base", "stages")
@@ -117,9 +116,7 @@ def run_listed(listed: Path) -> None:
         (run.path / "stages" / "finetune.json").unlink(missing_ok=True)
         if job["damage"]:
             _damage(run, job["damage"])
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
+        port = free_port()
         ranks = [partial(_rank, run, job, rank, port) for rank in range(job["ranks"])]
         status = _forked(ranks, folder / f"{number}.out")
         for stage in job["after"]:
