@@ -52,7 +52,7 @@ def run_job(job: Job, processes: int) -> Iterator[Path]:
         file.write_text(json.dumps({"kind": kind, "job": fields.to_tree(job), "out": str(out)}))
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "LOGLEVEL": "ERROR"}
+        environment = {**os.environ, "PYTHONPATH": path, "LOGLEVEL": "ERROR"}
         command = [*torchrun, "-m", "common.torchrun", str(file)]
         done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
         if done.returncode != 0 or not out.is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from modeling import inference
+from modeling import cpu_backend, inference
 
 # isort: split
 # After the line above, which activates the CPU backend where there is no GPU: Megatron-core looks for CUDA on import.
@@ -40,7 +39,7 @@ Item = TypeVar("Item")
 def begin(layout: Layout) -> None:
     """Form the process groups of a layout from the processes that torchrun started."""
     if inference.ON_CPU:
-        torch.set_num_threads(1 if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 2)
+        torch.set_num_threads(cpu_backend.threads_of_rank())
     inference.initialize(layout)
 
 

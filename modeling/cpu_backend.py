@@ -15,6 +15,7 @@ Sizes, the gloo backend and `modeling.layer_spec` are the only other differences
 
 from __future__ import annotations
 
+import os
 import queue
 import sys
 from types import SimpleNamespace
@@ -43,6 +44,17 @@ def activate() -> bool:
         mode.__enter__()
         _active.append(mode)
     return True
+
+
+def threads_of_rank() -> int:
+    """This rank's share of the cores that its job may use; of a rank alone on its node, what OMP_NUM_THREADS says.
+
+    torchrun (torch 2.13, `torch.distributed.run`) sets that to 1 itself where it starts several.
+    """
+    ranks, wanted = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), os.environ.get("OMP_NUM_THREADS", "")
+    if ranks == 1 and wanted.isdecimal():
+        return max(1, int(wanted))
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
 # ---- 1. torch.cuda functions --------------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of two processes on two cores wait for each other, spinning
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 LONGEST = ("end_to_end", "slurm", "training", "verification", "gpu_path", "converters")
 """Folders that take minutes: begun first, so that the two processes of `make test` end together."""

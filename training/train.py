@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,7 +92,7 @@ class Training:
         for checkpoint in {self.start, *(loaded_with(resumed) if resumed else ())}:
             ensure_safe(checkpoint / WEIGHTS)  # Megatron's loaders run what a checkpoint names
         if ON_CPU:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+            torch.set_num_threads(cpu_backend.threads_of_rank())
         if attention.this_machine().capability is not None:
             check_states(self.start / "weights", self.config)
         tokenizer = AutoTokenizer(str(self.like / "context" / TOKENIZER), trust_remote_code=False)

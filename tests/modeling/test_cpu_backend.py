@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -54,6 +55,17 @@ def test_activating_twice_changes_nothing() -> None:
     before = torch.cuda.current_device
     assert cpu_backend.activate()
     assert torch.cuda.current_device is before
+
+
+@pytest.mark.parametrize(
+    ("ranks", "wanted", "threads"),
+    [("1", "", 6), ("1", "3", 3), ("4", "1", 1), ("2", "1", 3), ("8", "", 1), ("1", "4,2", 6), ("1", "0", 1)],
+)
+def test_threads_of_a_rank(monkeypatch: pytest.MonkeyPatch, ranks: str, wanted: str, threads: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    monkeypatch.setenv("OMP_NUM_THREADS", wanted)
+    assert cpu_backend.threads_of_rank() == threads
 
 
 @pytest.mark.slow
