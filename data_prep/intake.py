@@ -153,6 +153,8 @@ def take_in(sources: Iterable[Source], spool: Spool, options: PrepareOptions, pr
             f"{intake.undeclared:,} conversations call tools but no column `tools` declares any, as a server would."
         )
     intake.label_names, intake.labels, relabelled = label_codes.resolved(np.array(labels, np.int32))
+    if len(intake.label_names) == 1 and intake.label_names[0]:  # conversations have none
+        intake.remarks.append(f"every ticket has the label {intake.label_names[0]!r}: there is nothing to learn.")
     intake.language_names, intake.languages, respelt = language_codes.resolved(np.array(languages, np.int32))
     for rule, count in ((LABEL_SPELLING, relabelled), (LANGUAGE_CODES, respelt)):
         if rule not in options.skip:

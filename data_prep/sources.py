@@ -10,6 +10,10 @@ from data_prep.readers.rows import Damaged, Row, Rows, Source
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".xls", ".ods")
 TEXTS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
+LISTS = (".tab", ".txt")
+"""Tables of text where a file is named; in a folder they may be anything, such as a README."""
+CONTENTS = {b"PAR1": ".parquet", b"PK\x03\x04": ".xlsx", b"\xd0\xcf\x11\xe0": ".xls"}
+"""What a file holds by its first bytes, whatever its name says."""
 SUFFIXES = (*TABLES, *(text + packed for text in TEXTS for packed in unpacked.PACKED), unpacked.ARCHIVE)
 
 __all__ = ["SUFFIXES", "TABLES", "Damaged", "Row", "Rows", "Source", "file_of", "is_table", "open_source", "tables_of"]
@@ -53,11 +57,8 @@ def open_source(path: Path, encoding: str | None = None) -> Source:
                 f"{path} should hold one table and holds {len(inside)} ({listed}): name one as {path}/NAME."
             )
         path = inside[0]
-    with unpacked.open_bytes(path) as file:
-        if not file.peek(1):
-            raise DataError(f"{path} is empty: export it again.")
-    match unpacked.suffix_of(path):
-        case ".csv" | ".tsv":
+    match _kind_of(path):
+        case ".csv" | ".tsv" | ".tab" | ".txt":
             from data_prep.readers.delimited import CsvSource
 
             return CsvSource(path, encoding)
@@ -73,4 +74,22 @@ def open_source(path: Path, encoding: str | None = None) -> Source:
             from data_prep.readers.tables import SpreadsheetSource
 
             return SpreadsheetSource(path)
-    raise DataError(f"{path} is of an unknown kind: {', '.join(TABLES)} are read, texts also as .gz, .zst and .zip.")
+    kinds = ", ".join((*TABLES, *LISTS))
+    raise DataError(f"{path} is of an unknown kind: {kinds} are read, texts also as .gz, .zst and .zip.")
+
+
+def _kind_of(path: Path) -> str:
+    """The suffix of what a file holds: by its first bytes, else by its name."""
+    with unpacked.open_bytes(path) as file:
+        head = file.peek(4)[:4]
+    if not head:
+        raise DataError(f"{path} is empty: export it again.")
+    named = unpacked.suffix_of(path)
+    held = CONTENTS.get(head)
+    if held and named in (*TABLES, *LISTS):
+        return held  # the reader of spreadsheets takes .xls, .xlsx and .ods by their contents itself
+    if held or named != ".xls":
+        return named
+    if head.lstrip(b"\xef\xbb\xbf").startswith(b"<"):
+        raise DataError(f"{path} is a web page or XML by its content: open it as a spreadsheet and save it as .xlsx.")
+    return ".csv"  # help desks name tables of text so, that Excel may open them

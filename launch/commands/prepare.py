@@ -114,7 +114,8 @@ def _show(report: PrepareReport) -> None:
     from rich.table import Table
 
     console = Console()
-    rows = Table(title=f"{report.rows:,} rows", title_justify="left", show_header=False)
+    console.print(f"{report.rows:,} rows")
+    rows = Table(show_header=False)
     rows.add_column()
     rows.add_column(justify="right")
     for name, count in (
@@ -132,7 +133,8 @@ def _show(report: PrepareReport) -> None:
     ):
         if count:
             rows.add_row(name, f"{count:,}")
-    console.print(rows)
+    if rows.row_count:
+        console.print(rows)
     table = Table(show_footer=True)
     splits = list(report.splits)
     table.add_column("label", footer="all")

@@ -65,6 +65,14 @@ def test_records_that_the_other_reader_has_not_are_said_with_their_lines(tmp_pat
         prepare(path, tmp_path / "strict", PrepareOptions(split="1/0/0", strict=True))
 
 
+def test_one_label_for_all_is_said(tmp_path):
+    report = prepare(write(tmp_path / "t.csv", sample_tickets(40)), tmp_path / "out", ALL)
+    assert not report.remarks
+    rows = [{**row, "queue": "Mail"} for row in sample_tickets(40)]
+    report = prepare(write(tmp_path / "t.csv", rows), tmp_path / "one", ALL)
+    assert report.remarks == ["every ticket has the label 'Mail': there is nothing to learn."]
+
+
 def test_labels_that_stand_once_each_are_said_with_their_lines(tmp_path):
     rows = sample_tickets(300)
     rows += [{**rows[0], "body": f"line {number} of a log", "queue": f"state {number}"} for number in range(15)]

@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -92,7 +93,8 @@ def test_parquet(tmp_path):
     [
         ("t.csv", b"", "is empty"),
         ("t.csv", b"\n\n\n", "has no heading"),
-        ("t.docx", b"PK", "unknown kind"),
+        ("t.docx", b"PK\x03\x04", "unknown kind"),
+        ("t.xls", "\ufeff<html><table>", "a web page or XML by its content"),
         ("t.parquet", b"PAR1 not really", "cannot be read as Parquet"),
         ("t.jsonl", b"[1]\nnonsense\n", "holds no JSON objects"),
     ],
@@ -100,6 +102,21 @@ def test_parquet(tmp_path):
 def test_files_that_are_no_tables(tmp_path, name, content, message):
     with pytest.raises(DataError, match=message):
         open_source(write(tmp_path, name, content))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.xls", "t.parquet", "t.txt"])
+def test_a_spreadsheet_by_another_name(tmp_path, name):
+    pd.DataFrame({"body": ["a"], "queue": ["X"]}).to_excel(tmp_path / "t.xlsx", index=False)
+    (tmp_path / "t.xlsx").rename(tmp_path / name)
+    assert read(tmp_path / name, "queue", "body") == [Row(2, ["X", "a"])]
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t.tab", "t.xls", "t.TXT.gz"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_lists_of_text_by_their_other_names(tmp_path, name, encoding):
+    content = "body\tqueue\none\tX\ntwo, three\tY\n".encode(encoding)
+    path = write(tmp_path, name, gzip.compress(content) if name.endswith(".gz") else content)
+    assert read(path, "queue", "body") == [Row(2, ["X", "one"]), Row(3, ["Y", "two, three"])]
 
 
 def test_missing_file(tmp_path):
