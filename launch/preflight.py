@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,10 @@ from pipeline.pending import not_made
 from recipes.schema.logger_checks import obstacles
 
 GPU_EXECUTORS = ("docker", "slurm", "skypilot", "kubeflow")
+ASKED = re.compile(
+    r"^#SBATCH (--(?:account|partition|qos|time|nodes|mem|gres|gpus-per-node|cpus-per-task|constraint|reservation)=.+)",
+    re.M,
+)
 NOT_NOW = ("down, drained or reserved", "are busy")  # sbatch takes the job all the same, and it waits
 SHARED_EXECUTORS = ("local", "docker", "slurm")  # these see this file system, or that of the login node
 
@@ -218,7 +223,7 @@ def refused_by_slurm(plan: LaunchPlan) -> Iterator[str]:
     """Refusals of `sbatch --test-only`, one sentence each, before any script is submitted."""
     from launch.dryrun import texts_of
 
-    refused: dict[str, list[str]] = {}
+    refused: dict[str, dict[str, list[str]]] = {}
     for name, text in texts_of(plan):
         answer = ask(plan.tunnel, "sbatch", "--test-only", stdin=text[text.index("#!") :])
         if not answer.ok:
@@ -228,10 +233,11 @@ def refused_by_slurm(plan: LaunchPlan) -> Iterator[str]:
                 yield f"Slurm's controller does not answer{_there(plan.tunnel)} ({reason}): try again when it does."
                 return
             if not any(words in reason.lower() for words in NOT_NOW):
-                refused.setdefault(reason, []).append(name)
-    for reason, names in refused.items():
-        what = ("stages " if len(names) > 1 else "stage ") + ", ".join(names)
-        yield f"Slurm refuses {what}: {reason}; change the profile, or add cluster.slurm.KEY=VALUE."
+                refused.setdefault(reason, {})[name] = ASKED.findall(text)
+    for reason, stages in refused.items():
+        what = ("stages " if len(stages) > 1 else "stage ") + ", ".join(stages)
+        asked = " ".join(dict.fromkeys(option for options in stages.values() for option in options))
+        yield f"Slurm refuses {what} ({asked}): {reason}; change the profile, or add cluster.slurm.KEY=VALUE."
 
 
 CHECKS: tuple[Callable[[LaunchPlan], Iterator[str]], ...] = (

@@ -136,9 +136,10 @@ def test_unreachable_login_node() -> None:
 def test_sbatch_that_refuses(tmp_path: Path, fake_slurm: Path) -> None:
     sbatch = fake_slurm / "sbatch"
     sbatch.write_text("#!/bin/sh\ncat >/dev/null\necho 'allocation failure: Invalid account' >&2\nexit 1\n")
-    text = refused(tmp_path, "executor=slurm")
+    text = refused(tmp_path, "executor=slurm", "slurm.account=mine", "slurm.mem=9T")
     assert text.count("Invalid account") == 1, "one sentence for all stages"
     assert "model, prepare" in text
+    assert "(--account=mine --mem=9T --nodes=1" in text
 
 
 def test_unknown_stage_and_order(tmp_path: Path) -> None:
