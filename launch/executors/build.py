@@ -206,7 +206,7 @@ def _additional(profile: Profile) -> dict[str, str]:
 def _setup(profile: Profile) -> str | None:
     """The profile's lines; else, without a container and on the login node, the environment that launches."""
     if profile.setup or profile.container.image or profile.slurm.ssh:
-        return profile.setup.rstrip("\n") or None
+        return profile.strict_setup or None
     return f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'
 
 

@@ -23,6 +23,7 @@ from launch.executors.profile_checks import refuse_secrets, refuse_shell_text
 
 ExecutorName = Literal["local", "docker", "slurm", "skypilot", "kubeflow"]
 EXECUTORS: tuple[str, ...] = typing.get_args(ExecutorName)
+STRICT = """trap 'echo "error: the setup failed at: $BASH_COMMAND: mend it in the profile" >&2' ERR; set -e"""
 OVERRIDE = "cluster."  # what an override of the profile starts with; every other one belongs to the recipe
 
 
@@ -176,12 +177,19 @@ class Profile:
     secrets: tuple[str, ...] = ()
     """Names of variables that are taken from the environment of the launch and never written down."""
     setup: str = ""
-    """Shell lines before a stage, such as `module load` or activating an environment (Slurm, SkyPilot)."""
+    """Shell lines before a stage, such as `module load` or activating an environment (Slurm, SkyPilot). With Slurm, one
+    that fails ends the job; `|| true` behind it lets it."""
     container: Container = Container()
     slurm: Slurm = Slurm()
     docker: Docker = Docker()
     skypilot: Skypilot = Skypilot()
     kubeflow: Kubeflow = Kubeflow()
+
+    @property
+    def strict_setup(self) -> str:
+        """The setup for bash, in which a command that fails is named and ends the job; empty where there is none."""
+        lines = self.setup.strip("\n")
+        return f"{STRICT}\n{lines}\nset +e; trap - ERR" if lines.strip() else ""
 
 
 def load_profile(file: Path | None, overrides: list[str], executor: str | None = None) -> Profile:

@@ -109,7 +109,7 @@ def _slurm(profile: Profile, server: Server, image: str | None) -> list[str]:
         words += [f"--container-image={image or IMAGE}", f"--container-mounts={','.join(mounts)}"]
         words += [f"--container-env={','.join([*server.environment, *server.secrets])}"]
     exports = [f"export {name}={shlex.quote(value)}" for name, value in server.environment.items()]
-    setup = [] if profile.container.image or image else [profile.setup.strip()]
+    setup = [] if profile.container.image or image else [profile.strict_setup]
     lines = [*setup, *exports, f'echo "{NODE}$(hostname)"', f"exec {shlex.join(server.command)}"]
     return [*words, "bash", "-c", "\n".join(line for line in lines if line)]
 

@@ -99,6 +99,14 @@ def test_a_failing_stage_stops_the_rest_and_is_named(login: Login) -> None:
     assert "damaged.csv" in told.out
 
 
+def test_a_setup_that_fails_ends_the_job_and_is_named(login: Login) -> None:
+    ran = login.launch(
+        TINY, "name=unset", "--until", "model", "cluster.setup=source /nowhere/activate", "--wait", timeout=300
+    )
+    assert ran.status == 1
+    assert "stage model failed: the setup failed at: source /nowhere/activate: mend it in the profile" in ran.err
+
+
 def test_cancel_stops_what_waits(login: Login) -> None:
     launched = login.launch(TINY, "name=waiting", "--until", "import", "cluster.slurm.sbatch.begin=now+1hour")
     assert launched.status == 0, launched.err
