@@ -5,7 +5,7 @@ FOR    ?= 3.12
 BIN    := $(VENV)/bin
 TWO    := -n 2  # processes, each of whole folders: see tests/conftest.py
 
-.PHONY: install demo test test-fast gpu-path-env test-gpu-path serving-env llama-env bridge-env foreign-env site docs \
+.PHONY: install demo test test-foreign test-fast gpu-path-env test-gpu-path serving-env llama-env bridge-env foreign-env site docs \
   lint types lock bundle clean
 
 install: $(VENV)/.installed  ## the package, NeMo and the tools, at the versions of constraints.txt
@@ -28,8 +28,11 @@ endif
 demo: install  ## the whole pipeline on a tiny gpt-oss, on this machine's CPU
 	$(BIN)/nemo-run launch recipes/gpt_oss_tiny_lora.py
 
-test: install  ## everything that can run here
-	$(BIN)/python -m pytest $(TWO)
+test: install  ## all that this package does, in its own environment
+	$(BIN)/python -m pytest $(TWO) -m 'not foreign'
+
+test-foreign: install  ## what other programs make of it; of those that are missing, see the targets *-env, tests skip
+	$(BIN)/python -m pytest $(TWO) -m foreign
 
 test-fast: install  ## what needs no training
 	$(BIN)/python -m pytest $(TWO) -m 'not slow'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import shutil
 import signal
@@ -11,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Have the two processes of `make test` take whole folders: what a folder's tests share is run once."""
+    """Have the two processes of `make test` take whole folders: what a folder's tests share is run once.
+
+    What the files of `end_to_end` share, the rehearsal, both processes have: they take them file by file.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class Folders(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid.partition("::")[0].rpartition("/")[0]
+            file = nodeid.partition("::")[0]
+            folder = file.rpartition("/")[0]
+            return file if folder.endswith("end_to_end") else folder
 
     config.option.loadscopereorder = False  # which would begin with the folders of the most tests
     return Folders(config, log)
@@ -118,7 +125,7 @@ class Rehearsal:
 
 @pytest.fixture(scope="session")
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
-    cwd = tmp_path_factory.mktemp("rehearsal")
+    """Run once; each process of the tests has a copy of its own."""
     arguments = (
         "launch",
         str(REPOSITORY / "recipes" / "gpt_oss_tiny_lora.py"),
@@ -127,4 +134,14 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
         "trainer.max_steps=12",
         "evaluation.max_tickets=40",
     )
-    return Rehearsal(cwd, arguments, nemo_run(*arguments, cwd=cwd))
+    parts = tmp_path_factory.getbasetemp()
+    whole = parts.parent if "PYTEST_XDIST_WORKER" in os.environ else parts
+    original, said = whole / "original", whole / "original.json"
+    with (whole / "original.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            original.mkdir()
+            said.write_text(json.dumps(asdict(nemo_run(*arguments, cwd=original))))
+    cwd = parts / "rehearsal"
+    shutil.copytree(original, cwd, symlinks=True)
+    return Rehearsal(cwd, arguments, Ran(**json.loads(said.read_text())))

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import REPOSITORY, Ran, nemo_run
 from tests.containers import engine as containers
 
-pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.foreign, pytest.mark.network, pytest.mark.timeout(3600)]
 
 TINY = REPOSITORY / "recipes" / "gpt_oss_tiny_lora.py"
 IMAGE = "localhost/gpt-oss-nemo:cpu"

@@ -23,7 +23,7 @@ from tests.converters.adapters import RANK, write_adapter
 from tests.converters.conftest import SIZES, write_model
 from tests.converters.foreign_programs import OWN, PEFT017, TRANSFORMERS5, peft_jobs, vllm_factors
 
-pytestmark = pytest.mark.slow  # it starts other programs
+pytestmark = [pytest.mark.slow, pytest.mark.foreign]  # it starts other programs
 READS = {
     OWN: ExpertLayout.transformers4,
     TRANSFORMERS5: ExpertLayout.transformers5,

@@ -23,7 +23,7 @@ from tests.converters.conftest import SIZES, write_model
 from tests.converters.megatron_bridge import environment
 from tests.converters.test_in_nemo import transformers_logits
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.foreign]
 WITHOUT_ENGINE = ("pre_mlp_layernorm", "self_attention.core_attention")
 """Modules that have an extra state in Transformer Engine's layer spec only."""
 

@@ -21,7 +21,7 @@ from tests.conftest import run_to_its_end
 from tests.converters.conftest import SIZES, write_model
 from tests.converters.foreign_programs import OWN, TRANSFORMERS5, environment
 
-pytestmark = pytest.mark.slow  # it starts transformers 5
+pytestmark = [pytest.mark.slow, pytest.mark.foreign]  # it starts transformers 5
 # none of them the default, by which a reader that does not see them would take the published ones
 ROPE = {"factor": 16.0, "original_max_position_embeddings": 2048, "beta_fast": 24.0, "beta_slow": 2.0, "truncate": True}
 

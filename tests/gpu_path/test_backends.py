@@ -8,7 +8,7 @@ import pytest
 
 from tests.gpu_path.conftest import Results
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]  # the first test waits for all checks
+pytestmark = [pytest.mark.slow, pytest.mark.foreign, pytest.mark.timeout(1000)]  # the first test waits for all checks
 
 REFUSED_BY_MEGATRON = " packed CP2"  # which cannot slice packed sequences, whatever Transformer Engine takes
 

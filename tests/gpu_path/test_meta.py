@@ -6,7 +6,7 @@ import pytest
 
 from tests.gpu_path.conftest import Results
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]  # the first test waits for all checks
+pytestmark = [pytest.mark.slow, pytest.mark.foreign, pytest.mark.timeout(1000)]  # the first test waits for all checks
 
 
 @pytest.mark.parametrize(

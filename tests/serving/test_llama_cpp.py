@@ -28,7 +28,7 @@ from tests.conftest import REPOSITORY, free_port, nemo_run
 from tests.real_tickets import real_vocabulary
 from tests.serving.harmony_data import LABELS, PROMPT, write_labels
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.foreign, pytest.mark.timeout(1800)]
 LLAMA = REPOSITORY / ".llama-cpp"
 SIZES = {
     "num_hidden_layers": 4, "num_local_experts": 8, "hidden_size": 64, "intermediate_size": 64, "head_dim": 32,

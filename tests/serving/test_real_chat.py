@@ -26,7 +26,7 @@ from tests.real_tickets import real_vocabulary
 from tests.serving.harmony_data import LABELS, PROMPT, write_labels
 from tests.serving.real_vllm import Served, require_vllm
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.foreign, pytest.mark.timeout(900)]
 SIZES = {
     "num_hidden_layers": 2, "num_local_experts": 4, "hidden_size": 64, "intermediate_size": 64, "head_dim": 32,
     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 201_088, "num_experts_per_tok": 2,

@@ -26,7 +26,7 @@ from serving.endpoint import Endpoint
 from tests.conftest import REPOSITORY, free_port, nemo_run
 from tests.serving.real_vllm import Served, require_vllm
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.foreign, pytest.mark.timeout(1500)]
 PORT = free_port()
 
 

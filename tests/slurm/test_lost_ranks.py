@@ -16,7 +16,7 @@ from tests.conftest import Rehearsal, wait_until
 from tests.end_to_end.test_faults import adapter, rows
 from tests.slurm.conftest import Login, jobs_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.foreign, pytest.mark.timeout(1200)]
 STEPS, EVERY = 8, 4
 TRAINING = (
     f"trainer.max_steps={STEPS}",

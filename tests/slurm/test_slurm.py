@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import REPOSITORY, Ran, wait_until
 from tests.slurm.conftest import Login, jobs_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.foreign, pytest.mark.timeout(1800)]
 
 TINY = REPOSITORY / "recipes" / "gpt_oss_tiny_lora.py"
 LORA_20B = REPOSITORY / "recipes" / "gpt_oss_20b_lora.py"
