@@ -161,6 +161,7 @@ def test_shuffled_rows_change_nothing(tmp_path, tickets):
         assert one[name] == two[name].replace(b"/two/", b"/one/"), name
 
 
+@pytest.mark.slow
 def test_one_row_more_moves_at_most_one_ticket_over_each_border_of_its_stratum(tmp_path, tickets):
     rows = table(tickets)
     prepare(tickets, tmp_path / "before")

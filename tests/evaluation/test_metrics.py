@@ -72,6 +72,7 @@ def test_interval_of_accuracy_is_near_the_binomial_one() -> None:
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.008)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     """200 data sets from one distribution; its own figures come from 400,000 tickets."""
     gold, guess, _ = draw(0, tickets=400_000)
