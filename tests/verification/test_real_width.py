@@ -27,7 +27,7 @@ def test_logits_are_those_of_transformers(subject: Subject) -> None:
 
 @pytest.mark.timeout(1500)
 def test_a_run_is_killed_goes_on_and_is_exported(subject: Subject) -> None:
-    proof = prove(subject, ("peft.expert_layers=[1]", "trainer.max_steps=4"))
+    proof = prove(subject, ("peft.expert_layers=[1]", "trainer.max_steps=4", "evaluation.max_tickets=1"))
     assert len(proof.losses) == 4
     assert proof.resumed == 3
     # two layers' attention (in and out) and one layer's experts (both matrices) of 2 * 13 + 3 tensors
