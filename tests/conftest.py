@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import shutil
 import signal
@@ -13,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads of two processes on two cores
 
 LONGEST = ("end_to_end", "slurm", "training", "verification", "gpu_path", "converters")
 """Folders that take minutes: begun first, so that the two processes of `make test` end together."""
+ALONE = "test_sweep_of_six.py"
+"""Takes minutes and shares nothing with its folder: the other process takes it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,17 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Have the two processes of `make test` take whole folders: what a folder's tests share is run once.
-
-    What the files of `end_to_end` share, the rehearsal, both processes have: they take them file by file.
-    """
+    """Have the two processes of `make test` take whole folders: what a folder's tests share is run once."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Folders(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            folder = file.rpartition("/")[0]
-            return file if folder.endswith("end_to_end") else folder
+            return file if file.endswith(ALONE) else file.rpartition("/")[0]
 
     config.option.loadscopereorder = False  # which would begin with the folders of the most tests
     return Folders(config, log)
@@ -125,7 +121,7 @@ class Rehearsal:
 
 @pytest.fixture(scope="session")
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
-    """Run once; each process of the tests has a copy of its own."""
+    cwd = tmp_path_factory.mktemp("rehearsal")
     arguments = (
         "launch",
         str(REPOSITORY / "recipes" / "gpt_oss_tiny_lora.py"),
@@ -134,14 +130,4 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
         "trainer.max_steps=12",
         "evaluation.max_tickets=40",
     )
-    parts = tmp_path_factory.getbasetemp()
-    whole = parts.parent if "PYTEST_XDIST_WORKER" in os.environ else parts
-    original, said = whole / "original", whole / "original.json"
-    with (whole / "original.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not said.exists():
-            original.mkdir()
-            said.write_text(json.dumps(asdict(nemo_run(*arguments, cwd=original))))
-    cwd = parts / "rehearsal"
-    shutil.copytree(original, cwd, symlinks=True)
-    return Rehearsal(cwd, arguments, Ran(**json.loads(said.read_text())))
+    return Rehearsal(cwd, arguments, nemo_run(*arguments, cwd=cwd))
