@@ -46,20 +46,21 @@ def ended(login: Login, job: str) -> str:
     return login.cluster.state(job)
 
 
-def processes_of(node: str, job: str) -> Iterator[psutil.Process]:
-    """What runs of a job on a node, Slurm's own processes included."""
+def processes_of(login: Login, node: str, job: str) -> Iterator[psutil.Process]:
+    """What runs of a job on a node of this cluster, Slurm's own processes included."""
+    wanted = {"SLURMD_NODENAME": node, "SLURM_JOB_ID": job, **login.cluster.environment}
     for process in psutil.process_iter():
         try:
             environment = process.environ()
         except psutil.Error:
             continue
-        if environment.get("SLURMD_NODENAME") == node and environment.get("SLURM_JOB_ID") == job:
+        if wanted.items() <= environment.items():
             yield process
 
 
 def stop_rank(login: Login, job: str) -> None:
     # torchrun numbers its nodes in the order in which they come
-    (rank,) = (each for each in processes_of("n2", job) if "LOCAL_RANK" in each.environ())
+    (rank,) = (each for each in processes_of(login, "n2", job) if "LOCAL_RANK" in each.environ())
     rank.send_signal(signal.SIGSTOP)
 
 
@@ -67,7 +68,7 @@ def lose_node(login: Login, job: str) -> None:
     """As at a power cut: the daemon and all that it started are gone at once. The node comes back a little later."""
     daemon = psutil.Process(int((login.cluster.folder / "run" / "slurmd.n2.pid").read_text()))
     steps = daemon.children(recursive=True)
-    for process in [daemon, *steps, *processes_of("n2", job)]:
+    for process in [daemon, *steps, *processes_of(login, "n2", job)]:
         if process.is_running():
             process.kill()
     wait_until(lambda: login.cluster.state(job) != "RUNNING", 300, "the loss of the node")
@@ -98,4 +99,4 @@ def test_it_is_requeued_and_ends_the_same(lost: str, login: Login, rehearsal: Re
     shown = login.command("status", run).out
     # a busy machine may need longer than `hang_minutes` to begin once more
     assert re.search(r"restarted [12]×", " ".join(shown.split())), shown
-    wait_until(lambda: not list(processes_of("n2", job)), 30, "the end of all processes")
+    wait_until(lambda: not list(processes_of(login, "n2", job)), 30, "the end of all processes")
