@@ -3,12 +3,13 @@
     python benchmarks/packed_experts.py                           # 2 layers of the 20b: 13 GB of disk, 8 GiB of memory
     python benchmarks/packed_experts.py --layers 4 --tokens 1024
 
-Both start from imports of one random checkpoint, each in a process of its own; the losses must be the same.
+Both start from imports of one random checkpoint, each in a process of its own; losses and adapters must be the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -26,7 +27,8 @@ from benchmarks.measure import GIB  # noqa: E402
 
 
 def train(checkpoint: Path, tokens: int, steps: int) -> dict[str, Any]:
-    """Take LoRA steps; bytes of the weights in memory, the highest memory of a step, seconds of each, and losses."""
+    """Take LoRA steps; bytes of the weights in memory, the highest memory of a step, seconds of each, losses, and the
+    adapter's hash."""
     import torch
 
     from converters.nemo_reader import NemoReader
@@ -65,7 +67,11 @@ def train(checkpoint: Path, tokens: int, steps: int) -> dict[str, Any]:
         if step:
             found["seconds"].append(time.perf_counter() - started)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return found | {"peak": int(status["VmHWM"].split()[0]) * 1024, "parameters": config.num_layers * _values(config)}
+    adapter = hashlib.sha256()
+    for parameter in trained:
+        adapter.update(parameter.detach().view(torch.uint8).numpy())
+    found |= {"peak": int(status["VmHWM"].split()[0]) * 1024, "parameters": config.num_layers * _values(config)}
+    return found | {"adapter": adapter.hexdigest()}
 
 
 def _values(config: Any) -> int:
@@ -73,7 +79,7 @@ def _values(config: Any) -> int:
 
 
 def compare(model: str, layers: int, tokens: int, steps: int, folder: Path) -> bool:
-    """Print both, and the ratios; whether the losses are the same."""
+    """Print both, and the ratios; whether losses and adapters are the same."""
     import subprocess
 
     from benchmarks.random_checkpoint import write_random_checkpoint
@@ -95,8 +101,8 @@ def compare(model: str, layers: int, tokens: int, steps: int, folder: Path) -> b
     bf16, packed = rows["bf16"], rows["mxfp4"]
     seconds = [statistics.median(row["seconds"]) for row in (packed, bf16)]
     print(f"ratio: memory {packed['peak'] / bf16['peak']:.2f}, step {seconds[0] / seconds[1]:.2f}")
-    same = packed["losses"] == bf16["losses"]
-    print("losses: " + ("the same bits" if same else "DIFFERENT"))
+    same = all(packed[of] == bf16[of] for of in ("losses", "adapter"))
+    print("losses and adapters: " + ("the same bits" if same else "DIFFERENT"))
     return same
 
 

@@ -153,8 +153,8 @@ def _packed(inputs: Inputs) -> str:
     from benchmarks.packed_experts import compare
 
     with tempfile.TemporaryDirectory(dir=inputs.folder) as folder:
-        if not compare(SMALL, 2, 512, 3, Path(folder)):
-            raise RuntimeError("the losses differ.")
+        if not compare(SMALL, 2, 512, 19, Path(folder)):  # after a first one
+            raise RuntimeError("losses or adapters differ.")
     return f"{IDENTICAL} (2 of 24 layers)"
 
 
@@ -189,11 +189,11 @@ ITEMS = (
     ),
     Item(
         "packed-experts",
-        "experts that stay MXFP4 against bf16 experts: 20 LoRA steps with a resume, EP2; at the real width 4 steps",
+        "experts that stay MXFP4 against bf16 experts: 20 LoRA steps, with a resume and EP2 where tiny",
         IDENTICAL,
         {
             TINY: by_tests("tests/training/test_packed_experts.py", IDENTICAL),
-            SMALL: Check(_packed, "python benchmarks/packed_experts.py"),
+            SMALL: Check(_packed, "python benchmarks/packed_experts.py --steps 19"),
         },
     ),
     Item(
