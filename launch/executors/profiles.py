@@ -23,7 +23,10 @@ from launch.executors.profile_checks import refuse_secrets, refuse_shell_text
 
 ExecutorName = Literal["local", "docker", "slurm", "skypilot", "kubeflow"]
 EXECUTORS: tuple[str, ...] = typing.get_args(ExecutorName)
-STRICT = """trap 'echo "error: the setup failed at: $BASH_COMMAND: mend it in the profile" >&2' ERR; set -e"""
+STRICT = (  # not `set -e`: with it bash 5.2 leaves at a missing file that is sourced, and runs no trap
+    "depth=${#BASH_SOURCE[@]}; trap '[ ${#BASH_SOURCE[@]} -gt $depth ] || "  # a script that is sourced may try things
+    """{ echo "error: the setup failed at: $BASH_COMMAND: mend it in the profile" >&2; exit 1; }' ERR"""
+)
 OVERRIDE = "cluster."  # what an override of the profile starts with; every other one belongs to the recipe
 
 
@@ -189,7 +192,7 @@ class Profile:
     def strict_setup(self) -> str:
         """The setup for bash, in which a command that fails is named and ends the job; empty where there is none."""
         lines = self.setup.strip("\n")
-        return f"{STRICT}\n{lines}\nset +e; trap - ERR" if lines.strip() else ""
+        return f"{STRICT}\n{lines}\ntrap - ERR" if lines.strip() else ""
 
 
 def load_profile(file: Path | None, overrides: list[str], executor: str | None = None) -> Profile:

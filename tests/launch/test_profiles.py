@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from common.errors import ConfigurationError
-from launch.executors.profiles import load_profile, split_overrides
+from launch.executors.profiles import Profile, load_profile, split_overrides
 from tests.conftest import REPOSITORY
 
 
@@ -250,3 +251,28 @@ def test_a_bomb_of_aliases_is_a_sentence(tmp_path: Path) -> None:
     file.write_text("\n".join(lines) + "\nenvironment: *a11\n")
     with pytest.raises(ConfigurationError, match=r"mine.yaml cannot be read as YAML \(its aliases"):
         load_profile(file, [])
+
+
+@pytest.mark.parametrize("as_file", [True, False], ids=["script", "bash -c"])
+@pytest.mark.parametrize(
+    ("setup", "failed"),
+    [
+        ("source missing", "source missing"),
+        ("export A=1\nmodule_of_nobody load cuda\nexport B=2", "module_of_nobody load cuda"),
+        ("source tries", None),
+        ("source ends_badly", "source ends_badly"),
+        ("false || true\nif false; then :; fi\nhelper() { false; true; }; helper", None),
+    ],
+)
+def test_a_setup_that_fails_is_named(tmp_path: Path, setup: str, failed: str | None, as_file: bool) -> None:
+    (tmp_path / "tries").write_text("false\ntrue\n")
+    (tmp_path / "ends_badly").write_text("true\nfalse\n")
+    script = f"{Profile(setup=setup).strict_setup}\nfalse\necho on it goes\n"
+    (tmp_path / "script").write_text(script)
+    command = ["bash", "script"] if as_file else ["bash", "-c", script]
+    environment = {"PATH": "/usr/bin:/bin:."}  # bash looks for what is sourced in PATH
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert ran.stdout == ("" if failed else "on it goes\n")
+    assert ran.returncode == (1 if failed else 0)
+    said = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+    assert said == ([f"error: the setup failed at: {failed}: mend it in the profile"] if failed else [])

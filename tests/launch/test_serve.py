@@ -162,7 +162,7 @@ def test_where_a_profile_says(export: Path, tmp_path: Path, executor: str) -> No
             "srun --unbuffered --kill-on-bad-exit=1 --job-name=serve-tickets --nodes=1 --ntasks=1 --account=mine"
             in told
         )
-        assert "--account=mine --time=60 --gpus-per-node=1 bash -c 'trap " in told
+        assert "--account=mine --time=60 --gpus-per-node=1 bash -c 'depth=" in told
         assert f"exec vllm {vllm}'\n" in told
     else:
         task = yaml.safe_load(told.partition("sky launch")[0])
