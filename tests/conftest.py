@@ -25,8 +25,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads of two processes on two cores
 
 LONGEST = ("end_to_end", "slurm", "training", "verification", "gpu_path", "converters")
 """Folders that take minutes: begun first, so that the two processes of `make test` end together."""
-ALONE = ("test_sweep_of_six.py", "test_lost_ranks.py")
-"""Files that take minutes and share little with their folder: the other process takes them."""
+ALONE = "test_sweep_of_six.py"
+"""Takes minutes and shares nothing with its folder: the other process takes it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
