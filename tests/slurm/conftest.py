@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Ran, nemo_run
+from tests.conftest import Ran, nemo_run, wait_until
 from tests.slurm import cluster as slurm
 
 PROFILE = """\
@@ -35,6 +36,15 @@ class Login:
     def launch(self, recipe: Path, *arguments: str, timeout: int = 900) -> Ran:
         """`nemo-run launch RECIPE --cluster cluster.yaml …` here."""
         return self.command("launch", recipe, "--cluster", "cluster.yaml", *arguments, timeout=timeout)
+
+    def start_again(self, job: str) -> None:
+        """Let a requeued job start, which else waits two minutes."""
+        wait_until(
+            lambda: self.cluster.state(job) not in ("RUNNING", "COMPLETING"), 300, "the end of the job's first try"
+        )
+        # Slurm 22.05 kills it ("Job credential revoked") when it starts in the second in which the first try ended
+        time.sleep(3)
+        self.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ def test_two_nodes_cancelled_requeued_and_finished(login: Login) -> None:
     login.cluster.run("scontrol", "requeue", jobs["finetune"])
     wait_until(lambda: login.cluster.state(jobs["finetune"]) == "PENDING", 120, "the requeue")
     assert "its checkpoint is saved" in (run / "logs" / "finetune.log").read_text()
-    login.cluster.run("scontrol", "update", f"JobId={jobs['finetune']}", "StartTime=now")
+    login.start_again(jobs["finetune"])
     wait_until(lambda: login.cluster.state(jobs["export"]) not in ("PENDING", "RUNNING"), 1200, "the last stage's end")
     assert {stage: login.cluster.state(job) for stage, job in jobs.items()} == dict.fromkeys(jobs, "COMPLETED")
     printed = login.command("logs", "runs/short", "finetune").out
