@@ -23,8 +23,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads of two processes on two cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-LONGEST = ("end_to_end", "slurm", "training", "verification", "gpu_path", "converters")
-"""Folders that take minutes: begun first, so that the two processes of `make test` end together."""
+LONGEST = ("end_to_end", "slurm", "training", "verification", "gpu_path", "converters", "serving")
+"""Folders that take minutes: begun first, so that the two processes of `make test` end together; what the tests of one
+share is run once, so one process takes it whole."""
 ALONE = "test_sweep_of_six.py"
 """Takes minutes and shares nothing with its folder: the other process takes it."""
 
@@ -35,13 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Have the two processes of `make test` take whole folders: what a folder's tests share is run once."""
+    """Have the two processes of `make test` take the longest folders whole, and elsewhere one file after the other."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Folders(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return file if file.endswith(ALONE) else file.rpartition("/")[0]
+            folder = file.rpartition("/")[0]
+            return folder if folder.endswith(LONGEST) and not file.endswith(ALONE) else file
 
     config.option.loadscopereorder = False  # which would begin with the folders of the most tests
     return Folders(config, log)
