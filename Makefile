@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 FOR    ?= 3.12
 BIN    := $(VENV)/bin
-TWO    := -n 2  # processes, each of whole folders: see tests/conftest.py
+TWO    := -n 2  # processes; which takes what: tests/conftest.py
 
 .PHONY: install demo test test-foreign test-fast gpu-path-env test-gpu-path serving-env llama-env bridge-env foreign-env site docs \
   lint types lock bundle clean
@@ -31,7 +31,7 @@ demo: install  ## the whole pipeline on a tiny gpt-oss, on this machine's CPU
 test: install  ## all that this package does, in its own environment
 	$(BIN)/python -m pytest $(TWO) -m 'not foreign'
 
-test-foreign: install  ## what other programs make of it; of those that are missing, see the targets *-env, tests skip
+test-foreign: install  ## what other programs make of it; the targets *-env install them, else their tests skip
 	$(BIN)/python -m pytest $(TWO) -m foreign
 
 test-fast: install  ## what needs no training

@@ -70,8 +70,11 @@ def train(checkpoint: Path, tokens: int, steps: int) -> dict[str, Any]:
     adapter = hashlib.sha256()
     for parameter in trained:
         adapter.update(parameter.detach().view(torch.uint8).numpy())
-    found |= {"peak": int(status["VmHWM"].split()[0]) * 1024, "parameters": config.num_layers * _values(config)}
-    return found | {"adapter": adapter.hexdigest()}
+    return found | {
+        "peak": int(status["VmHWM"].split()[0]) * 1024,
+        "parameters": config.num_layers * _values(config),
+        "adapter": adapter.hexdigest(),
+    }
 
 
 def _values(config: Any) -> int:

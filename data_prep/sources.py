@@ -58,7 +58,7 @@ def open_source(path: Path, encoding: str | None = None) -> Source:
             )
         path = inside[0]
     match _kind_of(path):
-        case ".csv" | ".tsv" | ".tab" | ".txt":
+        case ".csv" | ".tsv":
             from data_prep.readers.delimited import CsvSource
 
             return CsvSource(path, encoding)
@@ -85,10 +85,11 @@ def _kind_of(path: Path) -> str:
     if not head:
         raise DataError(f"{path} is empty: export it again.")
     named = unpacked.suffix_of(path)
-    held = CONTENTS.get(head)
-    if held and named in (*TABLES, *LISTS):
-        return held  # the reader of spreadsheets takes .xls, .xlsx and .ods by their contents itself
-    if held or named != ".xls":
+    if named in (*TABLES, *LISTS) and head in CONTENTS:
+        return CONTENTS[head]  # the reader of spreadsheets takes .xls, .xlsx and .ods by their contents itself
+    if named in LISTS:
+        return ".csv"
+    if named != ".xls":
         return named
     if head.lstrip(b"\xef\xbb\xbf").startswith(b"<"):
         raise DataError(f"{path} is a web page or XML by its content: open it as a spreadsheet and save it as .xlsx.")

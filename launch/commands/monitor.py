@@ -88,11 +88,11 @@ def logs(
         run_status.find_run(run, launch)
         raise LaunchError(f"{run} was never launched from here: there is no log.")
     chosen = stage or _current_stage(run, launch)
-    last = launch.jobs
-    if chosen not in last:  # what was current at the last launch ran at one before
-        launch = store.last_launch(run, chosen)
-    if launch is None:
-        raise LaunchError(f"no launch of {run} ran a stage {chosen}: the last had {', '.join(last)}.")
+    if chosen not in launch.jobs:  # what was current at the last launch ran at one before
+        earlier = store.last_launch(run, chosen)
+        if earlier is None:
+            raise LaunchError(f"no launch of {run} ran a stage {chosen}: the last had {', '.join(launch.jobs)}.")
+        launch = earlier
     printed = 0
     while True:
         active = {row.stage: row.active for row in run_status.of_run(run)}.get(chosen, False)

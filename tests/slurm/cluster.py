@@ -210,10 +210,8 @@ def _call(*command: str, environment: Mapping[str, str] | None = None, check: bo
 
 
 def _free_ports(count: int) -> int:
-    """The first of so many ports that nothing uses; two clusters that begin at the same time look in other places."""
-    ranges = range(17000, 30000, 200)
-    for number in range(len(ranges)):
-        first = ranges[(os.getpid() + number) % len(ranges)]
+    """The first of so many ports that nothing uses."""
+    for first in range(17000, 30000, 200):
         if not any(_answers(first + offset) for offset in (0, 1, 2, 100, count - 9)):
             return first
     raise RuntimeError("no free ports")

@@ -25,7 +25,7 @@ TRAINING = (
     "trainer.num_nodes=2",
     "trainer.devices=1",
     "hang_minutes=0.5",
-    "cluster.retries=3",
+    "cluster.retries=2",
 )
 
 
@@ -97,5 +97,5 @@ def test_it_is_requeued_and_ends_the_same(lost: str, login: Login, rehearsal: Re
     assert adapter(run) == adapter(whole)
     shown = login.command("status", run).out
     # a busy machine may need longer than `hang_minutes` to begin once more
-    assert re.search(r"restarted [123]×", " ".join(shown.split())), shown
+    assert re.search(r"restarted [12]×", " ".join(shown.split())), shown
     wait_until(lambda: not list(processes_of(login, "n2", job)), 30, "the end of all processes")
